@@ -1,0 +1,169 @@
+"""The typed configuration of a run, read from YAML. Unknown keys, wrong types and bad values are errors with their place.
+
+Relative paths are relative to the folder in which the job is started. `${NAME}` and `${NAME:default}` in a text are
+replaced from the environment before the text is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from twinlib.errors import ConfigError
+
+
+class Strict(BaseModel):
+    """Base of every configuration model: unknown keys are refused, values do not change once checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StorageConfig(Strict):
+    format: Literal["parquet", "delta"] = "parquet"
+    buckets: Annotated[int, Field(ge=1, le=4096)] = 8
+    keep_versions: Annotated[int, Field(ge=1)] = 2
+
+
+class PseudonymConfig(Strict):
+    """Where the key of the patient pseudonyms comes from: a file with at least 16 bytes, or an environment variable."""
+
+    file: str | None = None
+    env: str | None = None
+    create: bool = False  # make a random key file where there is none
+
+    @model_validator(mode="after")
+    def _one_place(self):
+        if (self.file is None) == (self.env is None):
+            raise ValueError("give exactly one of `file` and `env`")
+        if self.create and self.file is None:
+            raise ValueError("`create` needs `file`")
+        return self
+
+
+class GenerateConfig(Strict):
+    """Synthetic cohort to make before the run, unless it is there."""
+
+    root: str
+    patients: Annotated[int, Field(ge=1)] = 300
+    days: Annotated[int, Field(ge=1, le=366)] = 14
+    start: str = "2026-01-05"
+    dirty: bool = True
+
+
+class SourceConfig(Strict):
+    """One mapping file applied to one folder of raw files."""
+
+    mapping: str
+    root: str
+
+
+class EpisodeConfig(Strict):
+    """How a patient's record is cut into episodes, and which of them may be fitted."""
+
+    days: Annotated[int, Field(ge=1, le=90)] = 14
+    minimum_readings: Annotated[int, Field(ge=1)] = 144
+    minimum_wear_hours: Annotated[float, Field(ge=0)] = 24.0
+    require: tuple[str, ...] = ("insulin_bolus", "carbohydrate")
+    body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
+
+
+class FitConfig(Strict):
+    model: str = "glucose_insulin"
+    prior_version: str = "published-1"
+    maximum_iterations: Annotated[int, Field(ge=1, le=1000)] = 60
+    batch_rows: Annotated[int, Field(ge=1)] = 64
+
+
+class SimulateConfig(Strict):
+    scenarios: str  # YAML file
+    draws: Annotated[int, Field(ge=8, le=4096)] = 64
+    minimum_wear_fraction: Annotated[float, Field(ge=0, le=1)] = 0.7  # CGM consensus
+
+
+class CohortConfig(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    where: str = "true"
+    meaning: str = ""
+
+
+class RunConfig(Strict):
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    output: str
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    storage: StorageConfig = StorageConfig()
+    spark: dict[str, str | int | float | bool] = {}
+    pseudonym_key: PseudonymConfig
+    generate: GenerateConfig | None = None
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    episodes: EpisodeConfig = EpisodeConfig()
+    fit: FitConfig = FitConfig()
+    simulate: SimulateConfig | None = None
+    cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
+
+    @property
+    def tables(self) -> str:
+        return str(Path(self.output) / "tables")
+
+    def hash(self, *parts: str) -> str:
+        """Hash of the named parts of the configuration (all of it when none is named)."""
+        data = self.model_dump(mode="json")
+        picked = {p: data[p] for p in parts} if parts else data
+        return hashlib.sha256(json.dumps(picked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::([^}]*))?\}")
+
+
+def _expand(value, path: str):
+    if isinstance(value, dict):
+        return {k: _expand(v, path) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expand(v, path) for v in value]
+    if not isinstance(value, str):
+        return value
+
+    def one(match):
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise ConfigError(f"{path}: environment variable {match[1]} is not set and has no default")
+        return found
+
+    return _VARIABLE.sub(one, value)
+
+
+def read_yaml(path: str | Path) -> object:
+    """The content of a YAML file, loaded safely. Raises ConfigError that names file and line."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}:{where} is not valid YAML: {getattr(e, 'problem', e)}") from None
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(model: type[M], data: object, path: str | Path) -> M:
+    """`data` checked against `model`. Raises ConfigError with every problem and its place."""
+    try:
+        return model.model_validate(_expand(data, str(path)))
+    except ValidationError as e:
+        lines = [f"{'.'.join(str(p) for p in x['loc']) or 'the file'}: {x['msg']}" for x in e.errors()]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from None
+
+
+def load(path: str | Path) -> RunConfig:
+    """The run configuration in a YAML file. Raises ConfigError."""
+    return validate(RunConfig, read_yaml(path), path)

@@ -1,0 +1,283 @@
+"""The tables of the product. The data dictionary in docs/ is generated from here."""
+
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    DateType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    MapType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+from twinlib.tables.contracts import Column, Table
+
+_text, _real, _int, _long, _flag, _time = StringType(), DoubleType(), IntegerType(), LongType(), BooleanType(), TimestampType()
+_texts, _reals, _floats = ArrayType(_text), ArrayType(_real), ArrayType(FloatType())
+
+
+def _patient() -> Column:
+    return Column("patient_id", _text, "keyed pseudonym (HMAC-SHA256, 32 hexadecimal digits)", nullable=False)
+
+
+def _provenance() -> tuple[Column, ...]:
+    return (
+        Column("source", _text, "name of the mapping that read the record", nullable=False),
+        Column("file", _text, "source file, relative to the source's root, patient identifiers replaced by the pseudonym"),
+        Column("line", _long, "line (text files) or record number (JSON, Parquet) in the file, from 1"),
+        Column("available_at", _time, "instant at which the record became known (UTC); no fit of an earlier moment may use it", nullable=False),
+        Column("quality", _texts, "quality flags, empty where nothing was noticed", nullable=False),
+    )
+
+
+SIGNALS = ArrayType(
+    StructType([StructField("signal", _text, False), StructField("minutes", _floats, True), StructField("values", _floats, False)])
+)
+INPUTS = ArrayType(
+    StructType(
+        [
+            StructField("input", _text, False),
+            StructField("minutes", _floats, False),
+            StructField("amounts", _floats, False),
+            StructField("durations", _floats, False),
+            StructField("labels", _texts, False),
+        ]
+    )
+)
+COVARIATES = ArrayType(StructType([StructField("name", _text, False), StructField("value", _real, False), StructField("assumed", _flag, False)]))
+
+PATIENTS = Table(
+    "patients",
+    "One row per patient seen in any source, with stable attributes.",
+    ("patient_id",),
+    (
+        _patient(),
+        Column("sex", _text, "administrative sex", values=("female", "male", "other", "unknown")),
+        Column("birth_date", DateType(), "date of birth (first of July where only the year is known)"),
+        Column("sources", _texts, "sources in which the patient was seen, sorted", nullable=False),
+    ),
+)
+
+OBSERVATIONS = Table(
+    "observations",
+    "One row per accepted measurement, in the signal's canonical unit.",
+    ("patient_id", "signal", "time"),
+    (
+        _patient(),
+        Column("signal", _text, "what was measured (see twinlib/fusion/vocabulary.yaml: glucose, body_weight, …)", nullable=False),
+        Column("time", _time, "instant of the measurement (UTC)", nullable=False),
+        Column("value", _real, "value in the signal's canonical unit (glucose mg/dL, body_weight kg, …)", "by signal", nullable=False),
+        Column("utc_offset_minutes", _int, "local time minus UTC at the measurement, where known", "min"),
+        *_provenance(),
+    ),
+)
+
+EXPOSURES = Table(
+    "exposures",
+    "One row per accepted dose, infusion rate or intake.",
+    ("patient_id", "agent", "start"),
+    (
+        _patient(),
+        Column("agent", _text, "what was given or eaten: insulin_bolus, insulin_basal, insulin_long_acting, carbohydrate, …", nullable=False),
+        Column("kind", _text, "how `amount` is to be read", nullable=False, values=("dose", "rate")),
+        Column("start", _time, "start (UTC)", nullable=False),
+        Column("end", _time, "end (UTC) where the source states one; a rate without end holds until the next rate"),
+        Column("amount", _real, "dose in the agent's canonical unit (U, g), or its rate per hour (U/h)", "by agent and kind", nullable=False),
+        Column("label", _text, "free label of the source in lower case, such as the meal (breakfast, lunch, …)"),
+        Column("utc_offset_minutes", _int, "local time minus UTC at the start, where known", "min"),
+        *_provenance(),
+    ),
+)
+
+QUARANTINE = Table(
+    "quarantine",
+    "One row per refused record, verbatim, with the reason.",
+    ("source", "file", "line"),
+    (
+        Column("source", _text, "name of the mapping that read the record", nullable=False),
+        Column("file", _text, "source file, patient identifiers replaced by the pseudonym"),
+        Column("line", _long, "line or record number in the file, from 1"),
+        Column("patient_id", _text, "keyed pseudonym where the patient is known"),
+        Column("reason", _text, "reason code: unparsable_time, unknown_unit, out_of_range, negative_amount, …", nullable=False),
+        Column("detail", _text, "column and expectation that the record failed", nullable=False),
+        Column("record", _text, "the record's fields as JSON text, as they stood in the file (patient identifiers replaced)", nullable=False),
+    ),
+)
+
+INGEST_COUNTS = Table(
+    "ingest_counts",
+    "One row per source: conservation of records, rows_read = accepted + duplicates + quarantined.",
+    ("source",),
+    (
+        Column("source", _text, "name of the mapping", nullable=False),
+        Column("files", _long, "files read", nullable=False),
+        Column("rows_ignored", _long, "rows that the mapping declares to be of no interest (not part of rows_read)", nullable=False),
+        Column("rows_read", _long, "records that the mapping selects", nullable=False),
+        Column("accepted", _long, "records that stand in observations, exposures or patients", nullable=False),
+        Column("duplicates", _long, "exact repetitions, and losers of a conflict at the same instant", nullable=False),
+        Column("quarantined", _long, "records that stand in quarantine", nullable=False),
+    ),
+)
+
+TIMELINES = Table(
+    "timelines",
+    "One row per patient and episode: everything that a fit needs, packed.",
+    ("patient_id", "model", "episode"),
+    (
+        _patient(),
+        Column("model", _text, "twin model that the row is packed for", nullable=False),
+        Column("episode", _text, "local date of the episode's first day (YYYY-MM-DD)", nullable=False),
+        Column("start", _time, "instant of minute 0 (UTC): local midnight of the first day", nullable=False),
+        Column("minutes", _int, "length of the episode", "min", nullable=False),
+        Column("step_minutes", _int, "grid of the gridded signals; slot k covers [k*step, (k+1)*step)", "min", nullable=False),
+        Column("utc_offset_minutes", _int, "local time minus UTC at the start", "min", nullable=False),
+        Column("signals", SIGNALS, "observed signals in canonical units; minutes null = on the grid, NaN = missing", nullable=False),
+        Column("inputs", INPUTS, "events by agent: minute from the start, total amount in canonical units, duration in minutes (0 = at once), label", nullable=False),
+        Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = a default stood in for a missing one", nullable=False),
+        Column("wear_fraction", _real, "share of the grid's slots with a reading, over the whole episode", "1", nullable=False),
+        Column("status", _text, "whether the row may be fitted", nullable=False, values=("ready", "insufficient_data")),
+        Column("reason", _text, "why not, where it may not"),
+        Column("content_hash", _text, "hash of all that the fit reads", nullable=False),
+    ),
+)
+
+POPULATIONS = Table(
+    "populations",
+    "Prior versions in long form: one row per model, version and parameter.",
+    ("model", "prior_version", "parameter"),
+    (
+        Column("model", _text, "twin model", nullable=False),
+        Column("prior_version", _text, "version of the prior", nullable=False),
+        Column("parameter", _text, "parameter", nullable=False),
+        Column("unit", _text, "unit of the parameter", nullable=False),
+        Column("transform", _text, "scale on which the prior is normal", nullable=False, values=("log", "identity", "logit")),
+        Column("median", _real, "prior median on the natural scale", "by parameter", nullable=False),
+        Column("sd", _real, "prior standard deviation on the transformed scale", nullable=False),
+        Column("source", _text, "where the prior comes from", nullable=False),
+    ),
+)
+
+TWINS = Table(
+    "twins",
+    "One row per patient and episode: the fitted twin, or the status that says why there is none.",
+    ("patient_id", "model", "episode"),
+    (
+        _patient(),
+        Column("model", _text, "twin model", nullable=False),
+        Column("episode", _text, "episode of the timeline", nullable=False),
+        Column("status", _text, "outcome of the fit", nullable=False,
+               values=("converged", "not_converged", "insufficient_data", "failed")),
+        Column("reason", _text, "why not, where not converged"),
+        Column("n_observations", _int, "readings used"),
+        Column("parameters", _texts, "names of the fitted parameters, the order of mode and covariance"),
+        Column("mode", _reals, "posterior mode on the transformed scale"),
+        Column("covariance", _reals, "Laplace covariance on the transformed scale, row by row"),
+        Column("log_posterior", _real, "log of likelihood times prior at the mode"),
+        Column("log_evidence", _real, "Laplace approximation of the log marginal likelihood"),
+        Column("iterations", _int, "Levenberg-Marquardt iterations"),
+        Column("fit_rmse", _real, "root mean square of observed minus smoothed signal", "mg/dL"),
+        Column("fit_mard_percent", _real, "mean absolute relative difference of the smoothed signal", "%"),
+        Column("forecast_rmse", _real, "root mean square of the one-step-ahead prediction error", "mg/dL"),
+        Column("numerical_error", _real, "largest change of the replayed signal when the step is halved", "mg/dL"),
+        Column("timeline_hash", _text, "content_hash of the timeline that was fitted", nullable=False),
+        Column("model_version", _text, "version and hash of the model's equations", nullable=False),
+        Column("prior_version", _text, "version of the prior", nullable=False),
+    ),
+)
+
+TWIN_PARAMETERS = Table(
+    "twin_parameters",
+    "One row per twin and parameter: what analysts read.",
+    ("patient_id", "model", "episode", "parameter"),
+    (
+        _patient(),
+        Column("model", _text, "twin model", nullable=False),
+        Column("episode", _text, "episode", nullable=False),
+        Column("parameter", _text, "parameter", nullable=False),
+        Column("unit", _text, "unit of the parameter", nullable=False),
+        Column("mean", _real, "posterior mean", "by parameter", nullable=False),
+        Column("sd", _real, "posterior standard deviation", "by parameter", nullable=False),
+        Column("q05", _real, "5 % quantile", "by parameter", nullable=False),
+        Column("q50", _real, "median", "by parameter", nullable=False),
+        Column("q95", _real, "95 % quantile", "by parameter", nullable=False),
+        Column("shrinkage", _real, "posterior variance over prior variance on the transformed scale: 0 = the data decide, 1 = the prior does", "1", nullable=False),
+        Column("identified", _flag, "shrinkage below one half", nullable=False),
+    ),
+)
+
+OUTCOMES = Table(
+    "outcomes",
+    "One row per patient, episode, scenario and outcome: what happened and what would have happened.",
+    ("patient_id", "model", "episode", "scenario", "outcome"),
+    (
+        _patient(),
+        Column("model", _text, "twin model", nullable=False),
+        Column("episode", _text, "episode", nullable=False),
+        Column("scenario", _text, "scenario", nullable=False),
+        Column("outcome", _text, "outcome: tir, tbr_70, tbr_54, tar_180, tar_250, mean_glucose, gmi, cv", nullable=False),
+        Column("unit", _text, "unit of the outcome", nullable=False),
+        Column("status", _text, "whether there is a value", nullable=False, values=("ok", "insufficient_data", "not_applicable", "no_twin")),
+        Column("reason", _text, "why not, where there is none"),
+        Column("factual", _real, "outcome of the observed readings", "by outcome"),
+        Column("counterfactual_mean", _real, "posterior mean under the scenario", "by outcome"),
+        Column("counterfactual_q05", _real, "5 % quantile", "by outcome"),
+        Column("counterfactual_q95", _real, "95 % quantile", "by outcome"),
+        Column("effect_mean", _real, "posterior mean of counterfactual minus factual", "by outcome"),
+        Column("effect_q05", _real, "5 % quantile", "by outcome"),
+        Column("effect_q95", _real, "95 % quantile", "by outcome"),
+        Column("probability_of_benefit", _real, "share of draws in which the outcome improves", "1"),
+        Column("effect_draws", _floats, "effect in every posterior draw (kept for cohort intervals)", "by outcome"),
+        Column("draws", _int, "posterior draws used"),
+        Column("work_hash", _text, "hash of twin, scenario and settings behind the row", nullable=False),
+    ),
+)
+
+COHORT_EFFECTS = Table(
+    "cohort_effects",
+    "One row per cohort, scenario and outcome: the mean effect over patients.",
+    ("cohort", "scenario", "outcome"),
+    (
+        Column("cohort", _text, "cohort", nullable=False),
+        Column("scenario", _text, "scenario", nullable=False),
+        Column("outcome", _text, "outcome", nullable=False),
+        Column("unit", _text, "unit of the outcome", nullable=False),
+        Column("n_matched", _long, "patients that the cohort's filter selects", nullable=False),
+        Column("n_patients", _long, "patients with a value", nullable=False),
+        Column("factual_mean", _real, "mean of the observed outcome", "by outcome"),
+        Column("counterfactual_mean", _real, "mean under the scenario", "by outcome"),
+        Column("effect_mean", _real, "mean effect", "by outcome"),
+        Column("effect_q05", _real, "5 % quantile of the mean effect over posterior draws and resampled patients", "by outcome"),
+        Column("effect_q95", _real, "95 % quantile", "by outcome"),
+        Column("share_benefiting", _real, "share of patients whose probability of benefit exceeds one half", "1"),
+    ),
+)
+
+RUNS = Table(
+    "runs",
+    "One row per job run and stage.",
+    ("run_id", "stage"),
+    (
+        Column("run_id", _text, "UTC start of the run and a random suffix", nullable=False),
+        Column("stage", _text, "generate, ingest, fuse, fit, simulate, effects", nullable=False),
+        Column("status", _text, "what the stage did", nullable=False, values=("done", "unchanged", "failed")),
+        Column("started_at", _time, "start (UTC)", nullable=False),
+        Column("seconds", _real, "duration", "s", nullable=False),
+        Column("config_hash", _text, "hash of the resolved configuration", nullable=False),
+        Column("input_hash", _text, "fingerprint of the inputs of the stage: files with size and time, or table versions", nullable=False),
+        Column("counts", MapType(_text, _long), "counts of the stage: rows, patients, statuses", nullable=False),
+        Column("message", _text, "error message of a failed stage"),
+    ),
+)
+
+TABLES = {
+    t.name: t
+    for t in (
+        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, TIMELINES, POPULATIONS,
+        TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
+    )
+}
