@@ -78,12 +78,12 @@ class FitConfig(Strict):
     model: str = "glucose_insulin"
     prior_version: str = "published-1"
     maximum_iterations: Annotated[int, Field(ge=1, le=1000)] = 60
+    draws: Annotated[int, Field(ge=16, le=4096)] = 64  # of the posterior; a power of two suits the quasi-random numbers
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
 
 class SimulateConfig(Strict):
     scenarios: str  # YAML file
-    draws: Annotated[int, Field(ge=8, le=4096)] = 64
     minimum_wear_fraction: Annotated[float, Field(ge=0, le=1)] = 0.7  # CGM consensus
 
 

@@ -1,0 +1,488 @@
+"""Source text of a model's numba module, generated from its traced equations.
+
+The text is deterministic, ships to the workers as text and is compiled there once. Layout: `W` lanes (a lane is one
+parameter vector on one patient's data) with the lane index fastest in a flat workspace with compile-time strides, which
+is what LLVM vectorises; the time loop outside, the lane loop inside. All lanes run the same instructions, so a lane's
+result does not depend on its neighbours.
+
+Three entry points (see the template at the end): `filter_lanes` runs the continuous-discrete extended Kalman filter and
+gives innovations and log-likelihood; `smooth_lanes` also runs backwards and gives the smoothed noise and initial state
+(disturbance smoother: de Jong 1989, Durbin & Koopman 2012 section 4.5); `simulate_lanes` replays the dynamics under given
+noise. Slot k stands for the instant k*step: its reading comes first, then its noise and inputs lead to slot k+1; noise[k] is what
+entered between slots k-1 and k, and noise[0] is zero. The transition matrix of a slot is integrated with the states by the same Runge-Kutta steps, so it is the exact
+derivative of the replay: where the noisy part is linear, replaying the smoothed noise gives the smoothed signal to rounding.
+"""
+
+from __future__ import annotations
+
+import sympy as sp
+from sympy.printing.pycode import PythonCodePrinter
+
+from twinlib.engine.trace import System
+
+W = 16
+
+
+class _Printer(PythonCodePrinter):
+    """sympy's Python printer; Max and Min as the selects that numba vectorises."""
+
+    def _print_Max(self, e):
+        a, *rest = e.args
+        return self._print(a) if not rest else f"max({self._print(a)}, {self._print(sp.Max(*rest))})"
+
+    def _print_Min(self, e):
+        a, *rest = e.args
+        return self._print(a) if not rest else f"min({self._print(a)}, {self._print(sp.Min(*rest))})"
+
+    def _print_Float(self, e):
+        return repr(float(e))
+
+    def _print_Pow(self, e, **kwargs):
+        if e.exp.is_Integer and 1 < abs(int(e.exp)) <= 4:
+            base = self.parenthesize(e.base, 100)
+            product = "*".join([base] * abs(int(e.exp)))
+            return f"({product})" if e.exp > 0 else f"(1.0/({product}))"
+        return super()._print_Pow(e, **kwargs)
+
+
+_print = _Printer({"fully_qualified_modules": True}).doprint
+
+
+class _Hoist:
+    """Replaces maximal sub-expressions that do not vary in time by coefficients, computed once per lane."""
+
+    def __init__(self, varying: set[sp.Symbol]):
+        self.varying, self.table = varying, {}
+
+    def __call__(self, e: sp.Expr) -> sp.Expr:
+        e = sp.sympify(e)
+        if not e.free_symbols & self.varying:
+            return self._coefficient(e)
+        if not e.args:
+            return e
+        if e.is_Add or e.is_Mul:
+            fixed = [a for a in e.args if not a.free_symbols & self.varying]
+            rest = [self(a) for a in e.args if a.free_symbols & self.varying]
+            return e.func(*rest, *([self._coefficient(e.func(*fixed))] if fixed else []))
+        return e.func(*[self(a) if isinstance(a, sp.Expr) else a.func(*[self(b) for b in a.args]) if a.args else a for a in e.args])
+
+    def _coefficient(self, e: sp.Expr) -> sp.Expr:
+        if e.is_Number or e.is_NumberSymbol:
+            return e
+        if e.could_extract_minus_sign():
+            return -self._coefficient(-e)
+        if e not in self.table:
+            self.table[e] = sp.Symbol(f"k{len(self.table)}", real=True)
+        return self.table[e]
+
+
+class _Layout:
+    """Rows of the workspace: name -> row."""
+
+    def __init__(self):
+        self.rows: dict[str, int] = {}
+
+    def add(self, *names: str) -> None:
+        for n in names:
+            self.rows[n] = len(self.rows)
+
+    def load(self, names) -> list[str]:
+        return [f"{n} = S[{self.rows[n] * W} + l]" for n in sorted(names, key=self.rows.get)]
+
+    def store(self, name: str, text: str) -> str:
+        return f"S[{self.rows[name] * W} + l] = {text}"
+
+
+def _lanes(lines: list[str]) -> str:
+    return f"    for l in range({W}):\n" + "\n".join(f"        {x}" for x in lines or ["pass"])
+
+
+def _names(expressions) -> set[str]:
+    return {s.name for e in expressions for s in e.free_symbols}
+
+
+class Generator:
+    """Generates the module text of one traced system; `text()` is the only thing to call."""
+
+    def __init__(self, system: System):
+        s = self.s = system
+        self.n, self.N = len(s.x), list(s.noisy)
+        self.layout = _Layout()
+        self.layout.add(*[v.name for v in s.x])
+        # transition of the noisy states over a slot: zero pattern by closure of the Jacobian's
+        linked = {(i, j) for i in self.N for j in self.N if i == j or s.jacobian(i, j) != 0}
+        while True:
+            more = {(i, j) for i, k in linked for k2, j in linked if k == k2} - linked
+            if not more:
+                break
+            linked |= more
+        self.phi = sorted(linked)
+        self.layout.add(*[f"f{i}_{j}" for i, j in self.phi])
+        self.cov = [(i, j) for a, i in enumerate(self.N) for j in self.N[: a + 1]]
+        self.layout.add(*[f"c{i}_{j}" for i, j in self.cov])
+        self.layout.add(*[f"h{i}" for i in self.N], *[f"g{i}" for i in self.N], "ev", "es")
+        self.layout.add(*[v.name.replace("c", "b") for v in s.c], *[v.name for v in s.p])
+        self.b = {v: sp.Symbol(v.name.replace("c", "b"), real=True) for v in s.c}  # constants: b0.. (c is the covariance)
+        self.hoist = _Hoist(set(s.x) | set(s.u) | {sp.Symbol(f"f{i}_{j}", real=True) for i, j in self.phi})
+        own = lambda e: sp.sympify(e).xreplace(self.b)  # noqa: E731
+        self.f = [self.hoist(own(e)) for e in s.f]
+        phi = {ij: sp.Symbol(f"f{ij[0]}_{ij[1]}", real=True) for ij in self.phi}
+        self.df = {
+            (i, j): self.hoist(own(sum((s.jacobian(i, k) * phi[k, j] for k in self.N if (k, j) in phi), sp.Integer(0))))
+            for i, j in self.phi
+        }
+        self.q = {i: self.hoist(own(e)) for i, e in s.q.items()}
+        self.obs = self.hoist(own(s.observe))
+        self.H = {i: self.hoist(own(sp.diff(s.observe, s.x[i]))) for i in self.N}
+        self.r = self.hoist(own(s.r))
+        self.x0 = [own(e) for e in s.x0]
+        self.p0 = {i: own(e) for i, e in s.p0.items()}
+        self.layout.add(*[k.name for k in self.hoist.table.values()])
+
+    def init(self) -> str:
+        """Coefficients, initial state and covariance from parameters and constants."""
+        L, s = self.layout, self.s
+        lines = L.load([v.name for v in s.p] + [b.name for b in self.b.values()])
+        lines += [L.store(k.name, _print(e)) for e, k in self.hoist.table.items()]
+        lines += [L.store(v.name, _print(sp.Float(e) if e.is_Number else e)) for v, e in zip(s.x, self.x0)]
+        lines += [L.store(f"c{i}_{j}", _print(sp.Float(self.p0[i]) if self.p0[i].is_Number else self.p0[i]) if i == j and i in self.p0 else "0.0")
+                  for i, j in self.cov]
+        return _lanes(lines)
+
+    def begin_slot(self) -> str:
+        """Noise enters the covariance (not before the first reading); the transition starts as the identity."""
+        L = self.layout
+        lines = L.load(_names(self.q.values()))
+        lines += [f"S[{L.rows[f'c{i}_{i}'] * W} + l] += on*({_print(e)})" for i, e in self.q.items()]
+        lines += [L.store(f"f{i}_{j}", "1.0" if i == j else "0.0") for i, j in self.phi]
+        return _lanes(lines)
+
+    def step(self, with_transition: bool) -> str:
+        """One Runge-Kutta step (classical, order 4) of the states, and of the transition with them."""
+        L, s = self.layout, self.s
+        names = [v.name for v in s.x] + ([f"f{i}_{j}" for i, j in self.phi] if with_transition else [])
+        rates = list(self.f) + ([self.df[ij] for ij in self.phi] if with_transition else [])
+        used = _names(rates)
+        inputs = {u.name: i for i, u in enumerate(s.u)}
+        lines = L.load(set(names) | {n for n in used if n.startswith("k")})
+        lines += [f"{n} = U[o + {i * W} + l]" for n, i in inputs.items() if n in used]
+        for stage, (scale, previous) in enumerate((("", None), ("half", 1), ("half", 2), ("h", 3)), start=1):
+            at = {n: n if stage == 1 else f"y{stage}_{n}" for n in names}
+            if stage > 1:
+                lines += [f"{at[n]} = {n} + {scale}*d{previous}_{n}" for n in names]
+            renamed = [e.xreplace({sp.Symbol(n, real=True): sp.Symbol(at[n], real=True) for n in names}) for e in rates]
+            common, reduced = sp.cse(renamed, symbols=(sp.Symbol(f"t{stage}_{k}", real=True) for k in range(10**6)), order="canonical")
+            lines += [f"{v.name} = {_print(e)}" for v, e in common]
+            lines += [f"d{stage}_{n} = {_print(e)}" for n, e in zip(names, reduced)]
+        lines += [L.store(n, f"{n} + sixth*(d1_{n} + 2.0*(d2_{n} + d3_{n}) + d4_{n})") for n in names]
+        return _lanes(lines)
+
+    def update(self) -> str:
+        """Covariance to the end of the slot, innovation and its variance, and the update by the reading where there is one."""
+        L, N = self.layout, self.N
+        cov = lambda i, j: f"c{i}_{j}" if N.index(i) >= N.index(j) else f"c{j}_{i}"  # noqa: E731
+        has = set(self.phi)
+        lines = L.load({f"f{i}_{j}" for i, j in self.phi} | {f"c{i}_{j}" for i, j in self.cov})
+        for i in N:  # M = phi P
+            lines += [f"m{i}_{j} = " + " + ".join(f"f{i}_{k}*{cov(k, j)}" for k in N if (i, k) in has) for j in N]
+        for i, j in self.cov:  # P = M phi'
+            lines += [f"v{i}_{j} = " + " + ".join(f"m{i}_{k}*f{j}_{k}" for k in N if (j, k) in has)]
+        v = lambda i, j: cov(i, j).replace("c", "v")  # noqa: E731
+        seen = [i for i in N if self.H[i] != 0]
+        used = _names([self.obs, self.r, *self.H.values()])
+        lines += L.load((used | {self.s.x[i].name for i in N}) & set(L.rows))
+        lines += ["w = Y[" + str(W) + " + l]", f"e = w*(Y[l] - ({_print(self.obs)}))"]
+        lines += [f"h{i} = {_print(sp.Float(self.H[i]) if self.H[i].is_Number else self.H[i])}" for i in seen]
+        lines += [f"p{i}_ = " + " + ".join(f"{v(i, j)}*h{j}" for j in seen) for i in N]
+        lines += [f"s = w*({' + '.join(f'h{i}*p{i}_' for i in seen)} + {_print(self.r)}) + (1.0 - w)"]
+        lines += [f"g{i} = w*p{i}_/s" for i in N]
+        lines += [L.store(self.s.x[i].name, f"{self.s.x[i].name} + g{i}*e") for i in N]
+        lines += [L.store(f"c{i}_{j}", f"v{i}_{j} - g{i}*p{j}_") for i, j in self.cov]
+        lines += [L.store(f"g{i}", f"g{i}") for i in N] + [L.store(f"h{i}", f"w*h{i}" if i in seen else "0.0") for i in N]
+        lines += [L.store("ev", "e"), L.store("es", "s")]
+        return _lanes(lines)
+
+    def backward(self) -> str:
+        """One slot of the disturbance smoother; R holds the backward vector, T the stored rows of the slot."""
+        N = self.N
+        T = self.stored()
+        load = lambda name: f"T[o + {T.index(name) * W} + l]"  # noqa: E731
+        lines = [f"r{a} = R[{a * W} + l]" for a in range(len(N))]
+        lines += [f"z = {load('ev')}/{load('es')} - (" + " + ".join(f"{load(f'g{i}')}*r{a}" for a, i in enumerate(N)) + ")"]
+        lines += [f"r{a} = r{a} + {load(f'h{i}')}*z" for a, i in enumerate(N)]
+        lines += [
+            f"R[{a * W} + l] = " + " + ".join(f"{load(f'f{i}_{j}')}*r{b}" for b, i in enumerate(N) if (i, j) in set(self.phi))
+            for a, j in enumerate(N)
+        ]
+        return _lanes(lines)
+
+    def stored(self) -> list[str]:
+        """Rows that the smoother keeps of every slot."""
+        return [f"f{i}_{j}" for i, j in self.phi] + [f"g{i}" for i in self.N] + [f"h{i}" for i in self.N] + ["ev", "es"]
+
+    def noise_out(self) -> str:
+        """Smoothed noise on the way to the slot: Q r."""
+        L = self.layout
+        lines = L.load(_names(self.q.values()))
+        lines += [f"B[{a * W} + l] = ({_print(e)})*R[{self.N.index(i) * W} + l]" for a, (i, e) in enumerate(self.q.items())]
+        return _lanes(lines)
+
+    def noise_in(self) -> str:
+        """Given noise enters its states at the start of the slot."""
+        rows = [self.layout.rows[self.s.x[i].name] for i in self.q]
+        return _lanes([f"S[{row * W} + l] += B[{a * W} + l]" for a, row in enumerate(rows)])
+
+    def start_out(self) -> str:
+        """Smoothed initial state of the noisy states: x0 + P0 r (S and its covariance freshly initialised)."""
+        L, N = self.layout, self.N
+        lines = L.load({f"c{i}_{j}" for i, j in self.cov} | {self.s.x[i].name for i in N})
+        cov = lambda i, j: f"c{i}_{j}" if N.index(i) >= N.index(j) else f"c{j}_{i}"  # noqa: E731
+        lines += [f"B[{a * W} + l] = {self.s.x[i].name} + " + " + ".join(f"{cov(i, j)}*R[{b * W} + l]" for b, j in enumerate(N))
+                  for a, i in enumerate(N)]
+        return _lanes(lines)
+
+    def observe(self) -> str:
+        L = self.layout
+        return _lanes(L.load(_names([self.obs])) + [f"B[l] = {_print(self.obs)}"])
+
+    def text(self) -> str:
+        L, s = self.layout, self.s
+        first = L.rows
+        keep = "\n".join(f"    for l in range({W}): T[o + {a * W} + l] = S[{first[n] * W} + l]" for a, n in enumerate(self.stored()))
+        return _TEMPLATE.format(
+            name=s.name, version=s.version, W=W, SIZE=len(L.rows) * W, NX=self.n, NN=len(self.N), NQ=len(s.q), NU=len(s.u),
+            NP=len(s.p), NC=len(s.c), NT=len(self.stored()), ROW_P=first[s.p[0].name] * W,
+            ROW_C=first[self.b[s.c[0]].name] * W if s.c else 0, ROW_E=first["ev"] * W, ROW_S=first["es"] * W,
+            noisy_rows=repr([first[s.x[i].name] * W for i in self.N]).replace("[", "(").replace("]", ",)"),
+            init=self.init(), begin_slot=self.begin_slot(), step=self.step(True), plain_step=self.step(False), update=self.update(),
+            keep=keep, backward=self.backward(), noise_out=self.noise_out(), noise_in=self.noise_in(),
+            start_out=self.start_out(), observe=self.observe(),
+        )
+
+
+def generate(system: System) -> str:
+    """Module text for `twinlib.engine.kernel.load`; the same system gives the same text."""
+    return Generator(system).text()
+
+
+_TEMPLATE = '''"""Generated from the model {name} version {version}. Not edited by hand."""
+import math
+
+import numpy as np
+from numba import njit
+
+W = {W}
+# contract, reassoc, arcp and nsz only: NaN marks a missing reading, so nnan and ninf must stay off
+LANE = dict(fastmath={{"contract", "reassoc", "arcp", "nsz"}}, error_model="numpy", cache=True)
+LOOP = dict(error_model="numpy", cache=True, nogil=True)
+
+
+@njit(**LANE)
+def init(S, step):
+{init}
+
+
+@njit(**LANE)
+def begin_slot(S, noisy):
+    on = 1.0 if noisy else 0.0
+{begin_slot}
+
+
+@njit(**LANE)
+def advance(S, U, o, h):
+    half = 0.5*h
+    sixth = h/6.0
+{step}
+
+
+@njit(**LANE)
+def plain_advance(S, U, o, h):
+    half = 0.5*h
+    sixth = h/6.0
+{plain_step}
+
+
+@njit(**LANE)
+def update(S, Y):
+{update}
+
+
+@njit(**LANE)
+def keep(S, T, o):
+{keep}
+
+
+@njit(**LANE)
+def backward(T, o, R):
+{backward}
+
+
+@njit(**LANE)
+def noise_out(S, R, B):
+{noise_out}
+
+
+@njit(**LANE)
+def noise_in(S, B):
+{noise_in}
+
+
+@njit(**LANE)
+def start_out(S, R, B):
+{start_out}
+
+
+@njit(**LANE)
+def observe(S, B):
+{observe}
+
+
+@njit(**LOOP)
+def gather_parameters(S, P, who, C, first):
+    """Parameters and constants of lanes first.. into the workspace; padding lanes repeat the last one."""
+    for l in range({W}):
+        i = min(first + l, who.size - 1)
+        for k in range({NP}):
+            S[{ROW_P} + k*{W} + l] = P[i, k]
+        for k in range({NC}):
+            S[{ROW_C} + k*{W} + l] = C[who[i], k]
+
+
+@njit(**LOOP)
+def gather_inputs(B, U, who, first, k, m):
+    """Inputs of slot k: m intervals x {NU} inputs."""
+    for l in range({W}):
+        r = who[min(first + l, who.size - 1)]
+        for j in range(m*{NU}):
+            B[j*{W} + l] = U[r, k*m*{NU} + j]
+
+
+@njit(**LOOP)
+def gather_reading(B, Y, who, first, k):
+    """Reading and weight (0 = missing) of slot k."""
+    for l in range({W}):
+        y = Y[who[min(first + l, who.size - 1)], k]
+        there = y == y
+        B[l] = y if there else 0.0
+        B[{W} + l] = 1.0 if there else 0.0
+
+
+@njit(**LOOP)
+def filter_lanes(P, who, C, U, Y, m, dt, nsub, full, E, V, nll):
+    """P (lanes, {NP}) natural parameters; who (lanes,) row of C, U, Y; U (rows, slots*m*{NU}); Y (rows, slots).
+
+    E, V (lanes, slots): innovation and its variance (0 and 1 where there is no reading), filled where `full`;
+    nll (lanes,): minus log-likelihood without the constant log(2 pi)/2 per reading.
+    """
+    n = Y.shape[1]
+    h = dt/nsub
+    S = np.zeros({SIZE})
+    UB = np.zeros(max(m*{NU}, 1)*{W})
+    YB = np.zeros(2*{W})
+    quad = np.zeros({W})
+    prod = np.ones({W})
+    logs = np.zeros({W})
+    for first in range(0, who.size, {W}):
+        gather_parameters(S, P, who, C, first)
+        init(S, m*dt)
+        quad[:] = 0.0
+        prod[:] = 1.0
+        logs[:] = 0.0
+        for k in range(n):
+            begin_slot(S, k > 0)
+            if k > 0:
+                gather_inputs(UB, U, who, first, k - 1, m)
+                for j in range(m):
+                    for _ in range(nsub):
+                        advance(S, UB, j*{NU}*{W}, h)
+            gather_reading(YB, Y, who, first, k)
+            update(S, YB)
+            for l in range({W}):
+                e = S[{ROW_E} + l]
+                s = S[{ROW_S} + l]
+                quad[l] += e*e/s
+                prod[l] *= s
+            if k % 8 == 7 or k == n - 1:
+                for l in range({W}):
+                    logs[l] += math.log(prod[l])
+                    prod[l] = 1.0
+            if full:
+                for l in range(min({W}, who.size - first)):
+                    E[first + l, k] = S[{ROW_E} + l]
+                    V[first + l, k] = S[{ROW_S} + l]
+        for l in range(min({W}, who.size - first)):
+            nll[first + l] = 0.5*(quad[l] + logs[l])
+
+
+@njit(**LOOP)
+def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
+    """noise (lanes, slots, {NQ}): smoothed noise on the way to each slot; start (lanes, {NN}): smoothed initial noisy states."""
+    n = Y.shape[1]
+    h = dt/nsub
+    S = np.zeros({SIZE})
+    UB = np.zeros(max(m*{NU}, 1)*{W})
+    YB = np.zeros(2*{W})
+    T = np.zeros(n*{NT}*{W})
+    R = np.zeros({NN}*{W})
+    B = np.zeros(max({NQ}, {NN})*{W})
+    for first in range(0, who.size, {W}):
+        gather_parameters(S, P, who, C, first)
+        init(S, m*dt)
+        for k in range(n):
+            begin_slot(S, k > 0)
+            if k > 0:
+                gather_inputs(UB, U, who, first, k - 1, m)
+                for j in range(m):
+                    for _ in range(nsub):
+                        advance(S, UB, j*{NU}*{W}, h)
+            gather_reading(YB, Y, who, first, k)
+            update(S, YB)
+            keep(S, T, k*{NT}*{W})
+        R[:] = 0.0
+        for k in range(n - 1, -1, -1):
+            backward(T, k*{NT}*{W}, R)
+            noise_out(S, R, B)
+            for l in range(min({W}, who.size - first)):
+                for a in range({NQ}):
+                    noise[first + l, k, a] = B[a*{W} + l] if k > 0 else 0.0
+        init(S, m*dt)
+        start_out(S, R, B)
+        for l in range(min({W}, who.size - first)):
+            for a in range({NN}):
+                start[first + l, a] = B[a*{W} + l]
+
+
+NOISY = {noisy_rows}
+noise_count = {NQ}
+
+
+@njit(**LOOP)
+def simulate_lanes(P, who, C, U, m, dt, nsub, noise, start, out):
+    """Replay: noise (lanes, slots, {NQ}) and start (lanes, {NN}) as smooth_lanes gives them; out (lanes, slots): the signal."""
+    n = out.shape[1]
+    h = dt/nsub
+    S = np.zeros({SIZE})
+    UB = np.zeros(max(m*{NU}, 1)*{W})
+    B = np.zeros(max({NQ}, 1)*{W})
+    for first in range(0, who.size, {W}):
+        gather_parameters(S, P, who, C, first)
+        init(S, m*dt)
+        for l in range({W}):
+            i = min(first + l, who.size - 1)
+            for a in range({NN}):
+                S[NOISY[a] + l] = start[i, a]
+        for k in range(n):
+            if k > 0:
+                gather_inputs(UB, U, who, first, k - 1, m)
+                for l in range({W}):
+                    i = min(first + l, who.size - 1)
+                    for a in range({NQ}):
+                        B[a*{W} + l] = noise[i, k, a]
+                noise_in(S, B)
+                for j in range(m):
+                    for _ in range(nsub):
+                        plain_advance(S, UB, j*{NU}*{W}, h)
+            observe(S, B)
+            for l in range(min({W}, who.size - first)):
+                out[first + l, k] = B[l]
+'''

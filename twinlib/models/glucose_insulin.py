@@ -1,0 +1,97 @@
+"""Glucose-insulin twin for type 1 diabetes, with the unexplained glucose flux as part of the model.
+
+Two-compartment subcutaneous insulin, plasma insulin, remote action and three-compartment meal absorption after Hovorka 2004 and
+ReplayBG (Cappon 2023), one glucose compartment with interstitial lag (Bergman 1979). The flux (unlogged meals, exercise, hormones)
+is an Ornstein-Uhlenbeck process in mg/dL/min that enters plasma glucose; the Kalman filter marginalises it.
+"""
+
+import numpy as np
+import sympy as sp
+
+from twinlib.engine.contract import Input, Model, Parameter, Signal, State
+
+KD = 0.026  # 1/min, first subcutaneous compartment to second (ReplayBG's population value)
+KE = 0.127  # 1/min, plasma insulin clearance
+VI = 0.126  # L/kg, insulin distribution volume
+VG = 1.45  # dL/kg, glucose distribution volume
+LAG = 7.0  # min, plasma to interstitial glucose
+P2 = 0.012  # 1/min, rate of remote insulin action
+F = 0.9  # share of carbohydrate that appears as glucose
+SENSOR_SD = 5.0  # mg/dL, white error of a CGM reading
+
+_PRIOR = "log-normal about ReplayBG's published values, widened (Cappon 2023)"
+
+
+class GlucoseInsulin(Model):
+    name = "glucose_insulin"
+    version = "1"
+    states = (
+        State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"),
+        State("insulin_action", "1/min"),
+        State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
+        State("glucose", "mg/dL"), State("interstitial_glucose", "mg/dL"),
+        State("flux", "mg/dL/min", noise=True),
+    )
+    parameters = (
+        Parameter("insulin_sensitivity", "L/mU/min", 6e-4, 0.7, _PRIOR),
+        Parameter("glucose_effectiveness", "1/min", 0.02, 0.4, _PRIOR),
+        Parameter("basal_glucose", "mg/dL", 119.0, 0.10, _PRIOR),
+        Parameter("gastric_emptying_rate", "1/min", 0.14, 0.5, _PRIOR),
+        Parameter("glucose_absorption_rate", "1/min", 0.012, 0.7, _PRIOR),
+        Parameter("insulin_absorption_rate", "1/min", 0.014, 0.35, _PRIOR),
+        Parameter("flux_sd", "mg/dL/min", 0.6, 0.7, "broad; whole-day fits to real CGM"),
+        Parameter("flux_correlation_time", "min", 40.0, 0.6, "broad; whole-day fits to real CGM"),
+    )
+    inputs = (
+        Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), 1000.0, 1.0, per_weight=True),
+        Input("carbohydrate", "mg/kg/min", ("carbohydrate",), 1000.0, 15.0, per_weight=True),
+    )
+    signal = Signal("glucose", "mg/dL")
+    constant_names = ("basal_insulin", "first_glucose")
+    covariates = ("body_weight",)
+
+    def dynamics(self, x, u, p, c):
+        basal_plasma = c.basal_insulin / (VI * KE)
+        emptying, absorption = p.gastric_emptying_rate, p.glucose_absorption_rate
+        return {
+            "insulin_depot_1": u.insulin / VI - KD * x.insulin_depot_1,
+            "insulin_depot_2": KD * x.insulin_depot_1 - p.insulin_absorption_rate * x.insulin_depot_2,
+            "plasma_insulin": p.insulin_absorption_rate * x.insulin_depot_2 - KE * x.plasma_insulin,
+            "insulin_action": P2 * (p.insulin_sensitivity * (x.plasma_insulin - basal_plasma) - x.insulin_action),
+            "stomach_solid": u.carbohydrate - emptying * x.stomach_solid,
+            "stomach_liquid": emptying * (x.stomach_solid - x.stomach_liquid),
+            "gut": emptying * x.stomach_liquid - absorption * x.gut,
+            "glucose": p.glucose_effectiveness * (p.basal_glucose - x.glucose) - x.insulin_action * x.glucose
+            + F / VG * absorption * x.gut + x.flux,
+            "interstitial_glucose": (x.glucose - x.interstitial_glucose) / LAG,
+            "flux": -x.flux / p.flux_correlation_time,
+        }
+
+    def initial(self, p, c):
+        flow = c.basal_insulin / VI
+        return {
+            "insulin_depot_1": flow / KD, "insulin_depot_2": flow / p.insulin_absorption_rate, "plasma_insulin": flow / KE,
+            "insulin_action": 0, "stomach_solid": 0, "stomach_liquid": 0, "gut": 0,
+            "glucose": c.first_glucose, "interstitial_glucose": c.first_glucose, "flux": 0,
+        }
+
+    def initial_variance(self, p, c):
+        return {"glucose": 20.0**2, "interstitial_glucose": 20.0**2, "flux": p.flux_sd**2}
+
+    def noise(self, p, c, step):
+        return {"flux": p.flux_sd**2 * (1 - sp.exp(-2 * step / p.flux_correlation_time))}
+
+    def observe(self, x, p, c):
+        return x.interstitial_glucose
+
+    def error_variance(self, p, c):
+        return SENSOR_SD**2
+
+    def constants(self, batch):
+        """Mean background insulin of the episode (mU/kg/min) and the first reading (mg/dL)."""
+        background = batch.total("insulin_basal") + batch.total("insulin_long_acting")
+        first = np.array([y[~np.isnan(y)][0] if not np.isnan(y).all() else np.nan for y in batch.signal])
+        return {"basal_insulin": 1000.0 * background / (batch.minutes * batch.covariate("body_weight")), "first_glucose": first}
+
+
+MODEL = GlucoseInsulin()
