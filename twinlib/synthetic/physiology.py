@@ -31,11 +31,11 @@ PARAMETERS = (
     Parameter("insulin_sensitivity", "L/mU/min", 6e-4, 0.7),
     Parameter("glucose_effectiveness", "1/min", 0.02, 0.4),
     Parameter("basal_glucose", "mg/dL", 119.0, 0.10),
-    Parameter("gastric_emptying", "1/min", 0.14, 0.5),
-    Parameter("absorption", "1/min", 0.012, 0.7),
-    Parameter("insulin_absorption", "1/min", 0.014, 0.35),
+    Parameter("gastric_emptying_rate", "1/min", 0.14, 0.5),
+    Parameter("glucose_absorption_rate", "1/min", 0.012, 0.7),
+    Parameter("insulin_absorption_rate", "1/min", 0.014, 0.35),
     Parameter("flux_sd", "mg/dL/min", 0.6, 0.7),
-    Parameter("flux_tau", "min", 40.0, 0.6),
+    Parameter("flux_correlation_time", "min", 40.0, 0.6),
 )
 SI, SG, GB, KEMPT, KABS, KA2, FLUX_SD, FLUX_TAU = range(len(PARAMETERS))
 
