@@ -78,7 +78,8 @@ class FitConfig(Strict):
     model: str = "glucose_insulin"
     prior_version: str = "published-1"
     maximum_iterations: Annotated[int, Field(ge=1, le=1000)] = 60
-    draws: Annotated[int, Field(ge=16, le=4096)] = 64  # of the posterior; a power of two suits the quasi-random numbers
+    importance_draws: Annotated[int, Field(ge=32, le=65536)] = 128  # a power of two suits the quasi-random numbers
+    draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
 

@@ -52,6 +52,9 @@ class Data:
     inputs: np.ndarray
     readings: np.ndarray
 
+    def take(self, rows) -> Data:
+        return Data(self.constants[rows], self.inputs[rows], self.readings[rows])
+
     def with_inputs(self, inputs: np.ndarray) -> Data:
         return Data(self.constants, inputs, self.readings)
 

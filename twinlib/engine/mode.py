@@ -135,8 +135,7 @@ def find_from(kernel: Kernel, natural, data: Data, mean, sd, starts: list[np.nda
         rows = np.flatnonzero(best.status != "converged")
         if not rows.size:
             break
-        part = Data(data.constants[rows], data.inputs[rows], data.readings[rows])
-        again = find(kernel, natural, part, mean, sd, start[rows], maximum_iterations)
+        again = find(kernel, natural, data.take(rows), mean, sd, start[rows], maximum_iterations)
         better = (again.status == "converged") | (again.objective < best.objective[rows])
         for name in Modes.__dataclass_fields__:
             getattr(best, name)[rows[better]] = getattr(again, name)[better]

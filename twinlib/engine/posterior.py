@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
 from scipy.special import gammaincinv, gammaln, logsumexp, ndtri
 from scipy.stats import qmc
 
@@ -36,7 +37,7 @@ def uniforms(keys: list[tuple[str, ...]], seed: int, count: int, dimensions: int
 
     Cranley & Patterson 1976. `count` should be a power of two.
     """
-    base = qmc.Sobol(dimensions, scramble=False).random(count)
+    base = qmc.Sobol(dimensions, scramble=True, seed=0).random(count)
     shifts = np.stack([key(seed, "draws", *k).random(dimensions) for k in keys])
     u = np.mod(base[None] + shifts[:, None], 1.0)
     return np.clip(u, 1e-12, 1 - 1e-12)
@@ -54,42 +55,90 @@ def covariance(hessian: np.ndarray) -> np.ndarray:
     return out
 
 
-def proposal(theta, cov, keys, seed: int, count: int):
-    """Draws (rows, count, p) from a multivariate t at the mode, and their log density (rows, count)."""
-    n, p = theta.shape
-    u = uniforms(keys, seed, count, p + 1)
-    z = ndtri(u[..., :p])
-    chi2 = 2.0 * gammaincinv(DEGREES / 2, u[..., p])
-    z *= np.sqrt(DEGREES / chi2)[..., None]
-    root = np.linalg.cholesky(cov)
-    logdet = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)
-    draws = theta[:, None] + np.einsum("nij,nkj->nki", root, z, optimize=False)
-    const = gammaln((DEGREES + p) / 2) - gammaln(DEGREES / 2) - 0.5 * p * np.log(DEGREES * np.pi)
-    return draws, const - logdet[:, None] - 0.5 * (DEGREES + p) * np.log1p((z * z).sum(-1) / DEGREES)
+class Proposal:
+    """Multivariate t distributions, one per row: centre (rows, p), scale matrix (rows, p, p)."""
+
+    def __init__(self, centre: np.ndarray, scale: np.ndarray):
+        self.centre, self.root = centre, np.linalg.cholesky(scale)
+        p = centre.shape[1]
+        logdet = np.log(np.diagonal(self.root, axis1=1, axis2=2)).sum(1)
+        self.constant = gammaln((DEGREES + p) / 2) - gammaln(DEGREES / 2) - 0.5 * p * np.log(DEGREES * np.pi) - logdet
+
+    def draw(self, u: np.ndarray) -> np.ndarray:
+        """Draws (rows, count, p) from uniforms (rows, count, p + 1)."""
+        z = ndtri(u[..., :-1]) * np.sqrt(DEGREES / (2.0 * gammaincinv(DEGREES / 2, u[..., -1])))[..., None]
+        return self.centre[:, None] + np.einsum("nij,nkj->nki", self.root, z, optimize=False)
+
+    def log_density(self, draws: np.ndarray) -> np.ndarray:
+        """(rows, count)."""
+        off = draws - self.centre[:, None]
+        z = np.stack([solve_triangular(r, o.T, lower=True).T for r, o in zip(self.root, off)])
+        p = draws.shape[-1]
+        return self.constant[:, None] - 0.5 * (DEGREES + p) * np.log1p((z * z).sum(-1) / DEGREES)
+
+
+def _adapted(draws, ratio, cov) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and scale of the next proposal from weighted draws, leaning on `cov` where few draws carry the weight."""
+    w = np.exp(ratio - logsumexp(ratio, axis=1)[:, None])
+    centre = np.einsum("nk,nkp->np", w, draws, optimize=False)
+    off = draws - centre[:, None]
+    moment = np.einsum("nk,nkp,nkq->npq", w, off, off, optimize=False)
+    share = (1.0 / (w * w).sum(1))[:, None, None]
+    p = draws.shape[-1]
+    return centre, (share * moment + p * cov) / (share + p)
 
 
 def sample(kernel: Kernel, natural, data: Data, mean, sd, theta, cov, keys, seed: int, count: int) -> Posterior:
-    """Importance sampling of every row of `data` about its mode; the draws are lanes of one kernel call per row.
+    """Adaptive importance sampling of every row of `data` about its mode; the draws are lanes of one kernel call per row.
 
-    A row whose draws all fail has NaN evidence, pareto_k infinite and equal weights.
+    Half of the `count` draws come from a t at the mode with the Laplace covariance, half from a t with the moments that the first
+    half found; all are weighted against the mixture of both (deterministic mixture, Owen & Zhou 2000). A row whose draws all
+    fail has NaN evidence, infinite pareto_k and equal weights.
     """
     n, p = theta.shape
-    draws, logq = proposal(theta, cov, keys, seed, count)
-    nll = np.empty((n, count))
-    with np.errstate(all="ignore"):
+    half = count // 2
+    readings = (~np.isnan(data.readings)).sum(1)
+
+    def log_posterior(draws):
+        nll = np.empty(draws.shape[:2])
         for i in range(n):
-            nll[i], _, _ = kernel.filter(natural(draws[i]), np.full(count, i), data, full=False)
-        readings = (~np.isnan(data.readings)).sum(1)
+            nll[i], _, _ = kernel.filter(natural(draws[i]), np.full(draws.shape[1], i), data, full=False)
         z = (draws - mean) / sd
-        logp = -nll - 0.5 * readings[:, None] * np.log(2 * np.pi)
-        logp += -0.5 * (z * z).sum(-1) - np.log(sd).sum() - 0.5 * p * np.log(2 * np.pi)
-        ratio = np.where(np.isfinite(logp), logp - logq, -np.inf)
+        out = -nll - 0.5 * readings[:, None] * np.log(2 * np.pi)
+        out += -0.5 * (z * z).sum(-1) - np.log(sd).sum() - 0.5 * p * np.log(2 * np.pi)
+        return np.where(np.isfinite(out), out, -np.inf)
+
+    u = uniforms(keys, seed, 2 * half, p + 1)
+    with np.errstate(all="ignore"):
+        first = Proposal(theta, cov)
+        one = first.draw(u[:, :half])
+        target_one = log_posterior(one)
+        ratio_one = target_one - first.log_density(one)
+        dead = ~np.isfinite(logsumexp(ratio_one, axis=1))
+        ratio_one[dead] = 0.0
+        second = Proposal(*_adapted(one, ratio_one, cov))
+        two = second.draw(u[:, half:])
+        draws = np.concatenate([one, two], axis=1)
+        target = np.concatenate([target_one, log_posterior(two)], axis=1)
+        mixture = np.logaddexp(first.log_density(draws), second.log_density(draws)) - np.log(2)
+        ratio = target - mixture
         total = logsumexp(ratio, axis=1)
         weights = np.exp(ratio - total[:, None])
-    dead = ~np.isfinite(total)
-    weights[dead] = 1.0 / count
+    dead |= ~np.isfinite(total)
+    weights[dead] = 1.0 / weights.shape[1]
     pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
-    return Posterior(draws, weights, np.where(dead, np.nan, total - np.log(count)), pareto, 1.0 / (weights**2).sum(1))
+    evidence = np.where(dead, np.nan, total - np.log(weights.shape[1]))
+    return Posterior(draws, weights, evidence, pareto, 1.0 / (weights**2).sum(1))
+
+
+def resample(posterior: Posterior, keys, seed: int, count: int) -> np.ndarray:
+    """Equally weighted draws (rows, count, p), by systematic resampling with a keyed offset (Kitagawa 1996)."""
+    out = np.empty((len(keys), count, posterior.draws.shape[-1]))
+    for i, k in enumerate(keys):
+        at = (np.arange(count) + key(seed, "resample", *k).random()) / count
+        index = np.searchsorted(np.cumsum(posterior.weights[i]), at).clip(max=posterior.weights.shape[1] - 1)
+        out[i] = posterior.draws[i, index]
+    return out
 
 
 def pareto_k(log_ratio: np.ndarray) -> float:
@@ -118,12 +167,14 @@ def pareto_k(log_ratio: np.ndarray) -> float:
 def quantiles(values: np.ndarray, weights: np.ndarray, levels) -> np.ndarray:
     """Weighted quantiles along the last axis: values (..., draws), weights broadcastable -> (len(levels), ...).
 
-    Each draw stands for the middle of its share of the weight, linear in between.
+    Plotting position i/(n+1) (Weibull; type 6 of Hyndman & Fan 1996) with the effective number of draws as n, so that an interval
+    from few draws is not too narrow; linear in between, the extreme draws outside.
     """
+    weights = np.broadcast_to(weights, values.shape)
     order = np.argsort(values, axis=-1, kind="stable")
     v = np.take_along_axis(values, order, -1)
-    w = np.take_along_axis(np.broadcast_to(weights, values.shape), order, -1)
-    at = np.cumsum(w, -1) - 0.5 * w
-    flat_v, flat_a = v.reshape(-1, v.shape[-1]), at.reshape(-1, v.shape[-1])
-    out = np.stack([np.interp(levels, a, x) for a, x in zip(flat_a, flat_v)], axis=1)
-    return out.reshape(len(levels), *values.shape[:-1])
+    w = np.take_along_axis(weights, order, -1)
+    n = 1.0 / (w * w).sum(-1, keepdims=True)
+    at = 0.5 + (np.cumsum(w, -1) - 0.5 * w - 0.5) * n / (n + 1)
+    flat = zip(at.reshape(-1, v.shape[-1]), v.reshape(-1, v.shape[-1]))
+    return np.array([np.interp(levels, a, x) for a, x in flat]).T.reshape(len(levels), *values.shape[:-1])

@@ -1,0 +1,172 @@
+"""Fit a twin to every timeline: pure functions on batches, and the Spark stage that runs them in Arrow batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructField, StructType
+
+from twinlib.config import FitConfig
+from twinlib.engine import mode, posterior
+from twinlib.engine.contract import Model
+from twinlib.engine.kernel import Kernel
+from twinlib.models.batch import Batch, decode
+from twinlib.population.priors import Prior
+from twinlib.tables.schemas import TWIN_PARAMETERS, TWINS
+
+LEVELS = np.array([0.05, 0.5, 0.95])
+
+_SUMMARY = StructType([f for f in TWIN_PARAMETERS.schema.fields if f.name not in ("patient_id", "model", "episode")])
+
+
+@dataclass(frozen=True)
+class Fitter:
+    """Everything a worker needs to fit a batch; pickles small (the kernel travels as text)."""
+
+    model: Model
+    kernel: Kernel
+    prior: Prior
+    config: FitConfig
+    seed: int
+
+    @property
+    def model_version(self) -> str:
+        return f"{self.model.version}+{self.kernel.hash}"
+
+    def fit(self, batch: Batch) -> list[dict]:
+        """One dictionary of `twins` values (without identity and versions) per row of the batch."""
+        model, kernel, prior = self.model, self.kernel, self.prior
+        data = batch.data(model)
+        start = np.tile(prior.mean, (len(batch), 1))
+        second = start.copy()
+        second[:, 0] -= prior.sd[0]
+        modes = mode.find_from(kernel, model.natural, data, prior.mean, prior.sd, [start, second], self.config.maximum_iterations)
+        covariance = posterior.covariance(modes.hessian)
+        broken = ~np.isfinite(covariance).all((1, 2)) & (modes.status == "converged")
+        modes.status[broken], modes.reason[broken] = "failed", "singular_hessian"
+
+        out = [{"status": s, "reason": r, "iterations": int(i)} for s, r, i in zip(modes.status, modes.reason, modes.iterations)]
+        rows = np.flatnonzero(modes.status == "converged")
+        if not rows.size:
+            return out
+        keys = [batch.ids[r] for r in rows]
+        part = data.take(rows)
+        theta, cov = modes.theta[rows], covariance[rows]
+        sampled = posterior.sample(
+            kernel, model.natural, part, prior.mean, prior.sd, theta, cov, keys, self.seed, self.config.importance_draws
+        )
+        draws = posterior.resample(sampled, keys, self.seed, self.config.draws)
+        check = self._check(theta, part)
+        for a, r in enumerate(rows):
+            readings = int((~np.isnan(part.readings[a])).sum())
+            constant = 0.5 * readings * np.log(2 * np.pi) + np.log(prior.sd).sum() + 0.5 * theta.shape[1] * np.log(2 * np.pi)
+            out[r] |= {
+                "n_observations": readings,
+                "parameters": [q.name for q in model.parameters],
+                "mode": theta[a].tolist(),
+                "covariance": cov[a].ravel().tolist(),
+                "log_posterior": float(-modes.objective[r] - constant),
+                "log_evidence": float(sampled.log_evidence[a]),
+                "pareto_k": float(sampled.pareto_k[a]),
+                "effective_draws": float(sampled.effective_draws[a]),
+                "draws": draws[a].ravel().tolist(),
+                "summary": self._summary(sampled, a),
+            } | {name: float(values[a]) for name, values in check.items()}
+        return out
+
+    def _check(self, theta: np.ndarray, data) -> dict[str, np.ndarray]:
+        """How well the twin at its mode follows the readings, and how exact the integration is."""
+        who = np.arange(len(theta))
+        natural = self.model.natural(theta)
+        _, e, v = self.kernel.filter(natural, who, data, full=True)
+        noise, start = self.kernel.smooth(natural, who, data)
+        replay = self.kernel.simulate(natural, who, data, noise, start)
+        fine = self.kernel.simulate(natural, who, data, noise, start, halvings=1)
+        off = data.readings - replay
+        seen = ~np.isnan(data.readings)
+        count = seen.sum(1)
+        return {
+            "fit_rmse": np.sqrt(np.nansum(off**2, 1) / count),
+            "fit_mard_percent": 100.0 * np.nansum(np.abs(off) / data.readings, 1) / count,
+            "forecast_rmse": np.sqrt((e**2).sum(1) / count),
+            "numerical_error": np.abs(fine - replay).max(1),
+        }
+
+    def _summary(self, sampled: posterior.Posterior, row: int) -> list[dict]:
+        draws, w = sampled.draws[row], sampled.weights[row]
+        natural = self.model.natural(draws)
+        mean = w @ natural
+        sd = np.sqrt(w @ (natural - mean) ** 2)
+        shrinkage = (w @ (draws - w @ draws) ** 2) / self.prior.sd**2
+        q05, q50, q95 = posterior.quantiles(natural.T, w[None], LEVELS)
+        return [
+            {
+                "parameter": q.name, "unit": q.unit, "mean": float(mean[j]), "sd": float(sd[j]), "q05": float(q05[j]), "q50": float(q50[j]),
+                "q95": float(q95[j]), "shrinkage": float(shrinkage[j]), "identified": bool(shrinkage[j] < 0.5),
+            }
+            for j, q in enumerate(self.model.parameters)
+        ]
+
+    def run(self, table: pa.Table) -> list[dict]:
+        """Rows of the `timelines` table to dictionaries with all columns of `twins` and the parameters' `summary`.
+
+        Rows that may not be fitted keep their reason. An exception is a status of the row that raised it: the batch is fitted
+        again row by row, so the other rows' results are what they would have been.
+        """
+        status = table.column("status").to_pylist()
+        results: list[dict] = [{"status": "insufficient_data", "reason": r} for r in table.column("reason").to_pylist()]
+        ready = [i for i, s in enumerate(status) if s == "ready"]
+        try:
+            fitted = self.fit(decode(table.take(ready), self.model)) if ready else []
+        except Exception as e:
+            if len(ready) > 1:
+                fitted = [self.run(table.slice(i, 1))[0] for i in ready]
+            else:
+                fitted = [{"status": "failed", "reason": f"error:{type(e).__name__}"}]
+        for i, f in zip(ready, fitted):
+            results[i] = f
+        names = ("patient_id", "model", "episode")
+        for row, ids in zip(results, zip(*[table.column(n).to_pylist() for n in names])):
+            row.update(zip(names, ids))
+        for row, h in zip(results, table.column("content_hash").to_pylist()):
+            row.update(timeline_hash=h, model_version=self.model_version, prior_version=self.prior.version)
+        return results
+
+
+def schema() -> StructType:
+    """Columns of a fitted row: those of `twins`, and `summary`, one struct per parameter."""
+    from pyspark.sql.types import ArrayType
+
+    return StructType([*TWINS.schema.fields, StructField("summary", ArrayType(_SUMMARY), True)])
+
+
+def fit(timelines: DataFrame, fitter: Fitter, partitions: int) -> DataFrame:
+    """Fit all rows of `timelines`: a frame with the columns of `twins` and `summary`. Lazy; persist it before it is used twice."""
+    arrow = to_arrow_schema(schema())
+    rows = fitter.config.batch_rows
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            table = pa.Table.from_batches([batch])
+            for first in range(0, table.num_rows, rows):
+                yield from pa.Table.from_pylist(fitter.run(table.slice(first, rows)), schema=arrow).to_batches()
+
+    return timelines.repartition(partitions, "patient_id", "episode").mapInArrow(run, schema())
+
+
+def twins(fitted: DataFrame) -> DataFrame:
+    """The `twins` table of fitted rows."""
+    return TWINS.conform(fitted.drop("summary"))
+
+
+def twin_parameters(fitted: DataFrame) -> DataFrame:
+    """The `twin_parameters` table of fitted rows."""
+    return TWIN_PARAMETERS.conform(fitted.select("patient_id", "model", "episode", F.explode("summary").alias("s")).select(
+        "patient_id", "model", "episode", "s.*"
+    ))
