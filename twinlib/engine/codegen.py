@@ -194,7 +194,8 @@ class Generator:
         lines += ["w = Y[" + str(W) + " + l]", f"e = w*(Y[l] - ({_print(self.obs)}))"]
         lines += [f"h{i} = {_print(sp.Float(self.H[i]) if self.H[i].is_Number else self.H[i])}" for i in seen]
         lines += [f"p{i}_ = " + " + ".join(f"{v(i, j)}*h{j}" for j in seen) for i in N]
-        lines += [f"s = w*({' + '.join(f'h{i}*p{i}_' for i in seen)} + {_print(self.r)}) + (1.0 - w)"]
+        spread = "".join(f"h{i}*p{i}_ + " for i in seen)
+        lines += [f"s = w*({spread}{_print(sp.Float(self.r) if self.r.is_Number else self.r)}) + (1.0 - w)"]
         lines += [f"g{i} = w*p{i}_/s" for i in N]
         lines += [L.store(self.s.x[i].name, f"{self.s.x[i].name} + g{i}*e") for i in N]
         lines += [L.store(f"c{i}_{j}", f"v{i}_{j} - g{i}*p{j}_") for i, j in self.cov]
@@ -208,7 +209,7 @@ class Generator:
         T = self.stored()
         load = lambda name: f"T[o + {T.index(name) * W} + l]"  # noqa: E731
         lines = [f"r{a} = R[{a * W} + l]" for a in range(len(N))]
-        lines += [f"z = {load('ev')}/{load('es')} - (" + " + ".join(f"{load(f'g{i}')}*r{a}" for a, i in enumerate(N)) + ")"]
+        lines += [f"z = {load('ev')}/{load('es')}" + "".join(f" - {load(f'g{i}')}*r{a}" for a, i in enumerate(N))]
         lines += [f"r{a} = r{a} + {load(f'h{i}')}*z" for a, i in enumerate(N)]
         lines += [
             f"R[{a * W} + l] = " + " + ".join(f"{load(f'f{i}_{j}')}*r{b}" for b, i in enumerate(N) if (i, j) in set(self.phi))
@@ -243,7 +244,7 @@ class Generator:
 
     def observe(self) -> str:
         L = self.layout
-        return _lanes(L.load(_names([self.obs])) + [f"B[l] = {_print(self.obs)}"])
+        return _lanes(L.load(_names([self.obs])) + [f"B[l] = {_print(sp.Float(self.obs) if self.obs.is_Number else self.obs)}"])
 
     def text(self) -> str:
         L, s = self.layout, self.s
@@ -253,7 +254,7 @@ class Generator:
             name=s.name, version=s.version, W=W, SIZE=len(L.rows) * W, NX=self.n, NN=len(self.N), NQ=len(s.q), NU=len(s.u),
             NP=len(s.p), NC=len(s.c), NT=len(self.stored()), ROW_P=first[s.p[0].name] * W,
             ROW_C=first[self.b[s.c[0]].name] * W if s.c else 0, ROW_E=first["ev"] * W, ROW_S=first["es"] * W,
-            noisy_rows=repr([first[s.x[i].name] * W for i in self.N]).replace("[", "(").replace("]", ",)"),
+            noisy_rows=repr(tuple(first[s.x[i].name] * W for i in self.N) or (0,)),
             init=self.init(), begin_slot=self.begin_slot(), step=self.step(True), plain_step=self.step(False), update=self.update(),
             keep=keep, backward=self.backward(), noise_out=self.noise_out(), noise_in=self.noise_in(),
             start_out=self.start_out(), observe=self.observe(),
@@ -424,7 +425,7 @@ def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
     YB = np.zeros(2*{W})
     T = np.zeros(n*{NT}*{W})
     R = np.zeros({NN}*{W})
-    B = np.zeros(max({NQ}, {NN})*{W})
+    B = np.zeros(max({NQ}, {NN}, 1)*{W})
     for first in range(0, who.size, {W}):
         gather_parameters(S, P, who, C, first)
         init(S, m*dt)
@@ -454,6 +455,7 @@ def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
 
 NOISY = {noisy_rows}
 noise_count = {NQ}
+noisy_count = {NN}
 
 
 @njit(**LOOP)

@@ -94,7 +94,7 @@ class Kernel:
         theta, who = self._lanes(theta, who)
         m = self.module
         noise = np.empty((who.size, data.readings.shape[1], m.noise_count))
-        start = np.empty((who.size, len(m.NOISY)))
+        start = np.empty((who.size, m.noisy_count))
         m.smooth_lanes(theta, who, data.constants, data.inputs, data.readings, self.intervals, self.interval, 1, noise, start)
         return noise, start
 
