@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
-from pyspark.sql.types import StructField, StructType
+from pyspark.sql.types import ArrayType, StructField, StructType
 
 from twinlib.config import FitConfig
 from twinlib.engine import mode, posterior
@@ -37,7 +38,10 @@ class Fitter:
 
     @property
     def model_version(self) -> str:
-        return f"{self.model.version}+{self.kernel.hash}"
+        """The model's version, and a hash of its equations and of what else decides the result."""
+        settings = self.config.model_dump(mode="json", exclude={"batch_rows", "model", "prior_version"})
+        text = repr((self.kernel.hash, sorted(settings.items()), self.seed, self.prior.mean.tolist(), self.prior.sd.tolist()))
+        return f"{self.model.version}+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def fit(self, batch: Batch) -> list[dict]:
         """One dictionary of `twins` values (without identity and versions) per row of the batch."""
@@ -141,8 +145,6 @@ class Fitter:
 
 def schema() -> StructType:
     """Columns of a fitted row: those of `twins`, and `summary`, one struct per parameter."""
-    from pyspark.sql.types import ArrayType
-
     return StructType([*TWINS.schema.fields, StructField("summary", ArrayType(_SUMMARY), True)])
 
 

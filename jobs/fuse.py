@@ -1,0 +1,22 @@
+"""Pack observations and exposures into timelines.
+
+    python jobs/fuse.py --config conf/demo.yaml
+"""
+
+import typer
+
+from twinlib import job
+from twinlib.stages import Night, Plan
+
+
+def main(config: job.ConfigPath) -> None:
+    def work():
+        night = Night(Plan.of(config))
+        with night.storage.writer():
+            night.fuse()
+
+    job.run(work)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,23 @@
+"""Simulate all scenarios for every twin that has changed, and refresh the cohort effects.
+
+    python jobs/simulate.py --config conf/demo.yaml
+"""
+
+import typer
+
+from twinlib import job
+from twinlib.stages import Night, Plan
+
+
+def main(config: job.ConfigPath) -> None:
+    def work():
+        night = Night(Plan.of(config))
+        with night.storage.writer():
+            night.simulate()
+            night.effects()
+
+    job.run(work)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,41 @@
+"""What all jobs share: logging, one clear message instead of a stack trace, and the exit code that a scheduler reads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twinlib.errors import TwinlibError
+
+EXIT_CODES = "Exit codes: 0 done, 2 bad configuration, 3 data refused, 5 storage; 1 is a defect of the program."
+
+ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
+
+
+def setup_logging() -> None:
+    """Log lines of the package to standard error with UTC times; the level comes from TWINLIB_LOG (default INFO)."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    log = logging.getLogger("twinlib")
+    log.handlers[:] = [handler]
+    log.setLevel(os.environ.get("TWINLIB_LOG", "INFO").upper())
+    log.propagate = False
+
+
+def run(work: Callable[[], object]) -> None:
+    """Run a job's work and leave with its exit code; an error of ours is one line on standard error."""
+    setup_logging()
+    try:
+        work()
+    except TwinlibError as e:
+        typer.echo(f"error: {e}", err=True)
+        raise typer.Exit(e.exit_code) from None

@@ -1,0 +1,249 @@
+"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, effects.
+
+A stage does nothing where its inputs have not changed; fit and simulate do only the patients whose content has changed. A stage
+that writes several tables writes the one that decides "nothing to do" last, so a run that dies in between is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from twinlib import fusion, models, sources, synthetic
+from twinlib.config import RunConfig, load
+from twinlib.engine.kernel import Kernel
+from twinlib.errors import ConfigError
+from twinlib.population import fit as fitting
+from twinlib.population import priors
+from twinlib.progress import progress
+from twinlib.session import session
+from twinlib.tables import open_storage, schemas
+from twinlib.tables.runs import Runs
+from twinlib.whatif import cohorts, effects
+from twinlib.whatif import simulate as simulation
+from twinlib.whatif.scenarios import load_scenarios
+
+log = logging.getLogger("twinlib")
+STEP = 5  # minutes, grid of CGM timelines
+EPISODE = ["patient_id", "model", "episode"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration: everything that can be known to be wrong before Spark starts has been looked at."""
+
+    config: RunConfig
+    fitter: fitting.Fitter
+    simulator: simulation.Simulator | None
+    attributes: cohorts.Attributes
+
+    @classmethod
+    def of(cls, path: str | Path) -> Plan:
+        """Read and check configuration, model, prior, scenarios and cohorts. Raises ConfigError."""
+        config = load(path)
+        model = models.find(config.fit.model)
+        fitter = fitting.Fitter(model, Kernel(model, STEP), priors.find(model, config.fit.prior_version), config.fit, config.seed)
+        simulator = None
+        if config.simulate:
+            scenarios = load_scenarios(config.simulate.scenarios, model.agents)
+            simulator = simulation.Simulator(model, fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
+        known = cohorts.Attributes(tuple(q.name for q in model.parameters), model.covariates)
+        cohorts.check_all(config.cohorts, known)
+        return cls(config, fitter, simulator, known)
+
+    def check_sources(self) -> None:
+        """Check the raw files against their mappings. Raises ConfigError or DataError."""
+        sources.check(self.config)
+
+
+class Night:
+    """One run: a plan on a Spark session and a storage, stage by stage."""
+
+    def __init__(self, plan: Plan, spark: SparkSession | None = None):
+        self.plan, self.config = plan, plan.config
+        self.spark = spark or session(f"twinlib {plan.config.name}", dict(plan.config.spark), plan.config.storage.format == "delta")
+        self.storage = open_storage(self.spark, plan.config)
+        self.runs = Runs(self.storage, plan.config)
+
+    @cached_property
+    def partitions(self) -> int:
+        """Tasks of the compute stages: enough for balance and progress, few enough to amortise their start."""
+        return 8 * self.spark.sparkContext.defaultParallelism
+
+    def run(self) -> None:
+        """All stages, under the writer lock."""
+        with self.storage.writer():
+            for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects):
+                stage()
+
+    def _stage(self, name: str, input_hash: str):
+        return _Logged(self, name, input_hash)
+
+    def generate(self) -> None:
+        """Make the synthetic cohort where the configuration asks for one."""
+        if self.config.generate is None:
+            return
+        with self._stage("generate", self.config.hash("generate", "seed")) as stage:
+            if not synthetic.generate(self.config.generate, self.config.seed):
+                stage.unchanged()
+            stage.counts["patients"] = self.config.generate.patients
+
+    def ingest(self) -> None:
+        """Raw files to patients, observations, exposures, quarantine and counts."""
+        self.plan.check_sources()
+        key = sources.load_key(self.config.pseudonym_key)
+        s = self.storage
+        with self._stage("ingest", sources.fingerprint(self.config, key)) as stage:
+            if stage.same:
+                return stage.unchanged()
+            got = fusion.ingest(self.spark, self.config, key)
+            for table, df in (
+                (schemas.PATIENTS, got.patients), (schemas.OBSERVATIONS, got.observations), (schemas.EXPOSURES, got.exposures),
+                (schemas.QUARANTINE, got.quarantine), (schemas.INGEST_COUNTS, got.counts),
+            ):
+                s.replace(table, df)
+            for row in s.read(schemas.INGEST_COUNTS).collect():
+                for name in ("rows_read", "accepted", "duplicates", "quarantined"):
+                    stage.counts[f"{row.source}.{name}"] = row[name]
+                    stage.counts[name] = stage.counts.get(name, 0) + row[name]
+            stage.counts["patients"] = s.read(schemas.PATIENTS).count()
+
+    def fuse(self) -> None:
+        """Observations and exposures to packed timelines."""
+        s, model = self.storage, self.plan.fitter.model
+        tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
+        with self._stage("fuse", _hash(self.config.hash("episodes"), model.name, *[s.version(t) for t in tables])) as stage:
+            if stage.same:
+                return stage.unchanged()
+            patients, observations, exposures = (s.read(t) for t in tables)
+            s.replace(schemas.TIMELINES, fusion.pack(
+                observations, exposures, patients, episodes=self.config.episodes, model=model.name, signal=model.signal.name,
+                inputs=model.agents, covariates=model.covariates, step_minutes=STEP,
+            ))
+            stage.counts |= _by(s.read(schemas.TIMELINES), "status")
+
+    def fit(self) -> None:
+        """A twin for every timeline whose content, model or prior has changed."""
+        s, fitter = self.storage, self.plan.fitter
+        with self._stage("fit", _hash(s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)) as stage:
+            if stage.same:
+                return stage.unchanged()
+            s.replace(schemas.POPULATIONS, self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema))
+            timelines, twins, parameters = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.TWIN_PARAMETERS))
+            identity = [*EPISODE, "timeline_hash", "model_version", "prior_version"]
+            wanted = timelines.withColumns({
+                "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
+            })
+            todo = wanted.join(twins.select(identity), identity, "left_anti").drop(*identity[3:]).persist()
+            gone = twins.select(identity).join(wanted.select(identity), identity, "left_anti")
+            changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
+            stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
+            if stage.counts["patients_changed"]:
+                fitted = fitting.fit(todo, fitter, self.partitions).persist()
+                kept = twins.join(wanted.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+                s.replace_patients(
+                    schemas.TWIN_PARAMETERS,
+                    fitting.twin_parameters(fitted).unionByName(parameters.join(kept.select(EPISODE), EPISODE, "left_semi")), changed,
+                )
+                s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept), changed)
+                fitted.unpersist()
+            else:
+                stage.unchanged()
+            todo.unpersist(), changed.unpersist()
+            stage.counts |= _by(s.read(schemas.TWINS), "status")
+
+    def simulate(self) -> None:
+        """All scenarios for every twin whose twin or scenarios have changed."""
+        s, simulator = self.storage, self.plan.simulator
+        if simulator is None:
+            return
+        with self._stage("simulate", _hash(s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)) as stage:
+            if stage.same:
+                return stage.unchanged()
+            timelines, twins, outcomes = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
+            work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
+            twin = twins.select(
+                *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
+            )
+            rows = timelines.join(twin, EPISODE)
+            identity = [*EPISODE, "work_hash"]
+            done = outcomes.select(identity).distinct()
+            todo = rows.join(done, identity, "left_anti").persist()
+            gone = done.join(rows.select(identity), identity, "left_anti")
+            changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
+            stage.counts["episodes_simulated"] = todo.count()
+            if changed.count():
+                kept = outcomes.join(rows.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+                fresh = simulation.simulate(todo, simulator, self.partitions)
+                s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept), changed)
+            else:
+                stage.unchanged()
+            todo.unpersist(), changed.unpersist()
+            stage.counts |= _by(s.read(schemas.OUTCOMES), "status")
+
+    def effects(self) -> None:
+        """Mean effects of every cohort."""
+        s, simulator = self.storage, self.plan.simulator
+        if simulator is None:
+            return
+        versions = [s.version(t) for t in (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)]
+        with self._stage("effects", _hash(self.config.hash("cohorts", "seed"), *versions)) as stage:
+            if stage.same:
+                return stage.unchanged()
+            frame = self.attributes().persist()
+            chosen, known = self.config.cohorts, self.plan.attributes
+            s.replace(schemas.COHORT_EFFECTS, effects.cohort_effects(
+                s.read(schemas.OUTCOMES), cohorts.members(chosen, frame, known), cohorts.attrition(chosen, frame, known),
+                [x.name for x in simulator.scenarios], self.config.seed,
+            ))
+            frame.unpersist()
+            stage.counts["rows"] = s.read(schemas.COHORT_EFFECTS).count()
+
+    def attributes(self) -> DataFrame:
+        """One row per patient with what cohort filters may name."""
+        read = self.storage.read
+        return cohorts.attributes(
+            read(schemas.PATIENTS), read(schemas.TWINS), read(schemas.TWIN_PARAMETERS), read(schemas.TIMELINES), read(schemas.OUTCOMES),
+            self.plan.attributes,
+        )
+
+
+class _Logged:
+    """A stage of the manifest with progress on a terminal and one log line; `same` where its inputs are those of its last run."""
+
+    def __init__(self, night: Night, name: str, input_hash: str):
+        self.night, self.name, self.input_hash = night, name, input_hash
+
+    def __enter__(self):
+        self.same = self.night.runs.last_input_hash(self.name) == self.input_hash
+        self.manifest = self.night.runs.stage(self.name, input_hash=self.input_hash)
+        self.stage = self.manifest.__enter__()
+        self.stage.same = self.same
+        self.bar = progress(self.night.spark, self.name)
+        self.bar.__enter__()
+        self.began = time.monotonic()
+        return self.stage
+
+    def __exit__(self, *error):
+        self.bar.__exit__(*error)
+        swallowed = self.manifest.__exit__(*error)
+        counts = " ".join(f"{k}={v}" for k, v in sorted(self.stage.counts.items()) if "." not in k)
+        state = "failed" if error[0] else self.stage.status
+        log.info("stage=%s status=%s seconds=%.1f %s", self.name, state, time.monotonic() - self.began, counts)
+        return swallowed
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
+
+
+def _by(df: DataFrame, column: str) -> dict[str, int]:
+    """Counts by value of a column."""
+    return {row[0]: row[1] for row in df.groupBy(column).count().collect()}
