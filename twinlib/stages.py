@@ -16,10 +16,11 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from twinlib import fusion, models, sources, synthetic
+from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError
+from twinlib.fusion.ingest import ingest
+from twinlib.fusion.packing import pack
 from twinlib.population import fit as fitting
 from twinlib.population import priors
 from twinlib.progress import progress
@@ -103,7 +104,7 @@ class Night:
         with self._stage("ingest", sources.fingerprint(self.config, key)) as stage:
             if stage.same:
                 return stage.unchanged()
-            got = fusion.ingest(self.spark, self.config, key)
+            got = ingest(self.spark, self.config, key)
             for table, df in (
                 (schemas.PATIENTS, got.patients), (schemas.OBSERVATIONS, got.observations), (schemas.EXPOSURES, got.exposures),
                 (schemas.QUARANTINE, got.quarantine), (schemas.INGEST_COUNTS, got.counts),
@@ -123,9 +124,10 @@ class Night:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
-            s.replace(schemas.TIMELINES, fusion.pack(
-                observations, exposures, patients, episodes=self.config.episodes, model=model.name, signal=model.signal.name,
-                inputs=model.agents, covariates=model.covariates, step_minutes=STEP,
+            defaults = {"body_weight": self.config.episodes.body_weight_kg}
+            s.replace(schemas.TIMELINES, pack(
+                observations, exposures, patients, self.config.episodes, model.name, [model.signal.name], model.agents,
+                {c: defaults[c] for c in model.covariates}, STEP,
             ))
             stage.counts |= _by(s.read(schemas.TIMELINES), "status")
 

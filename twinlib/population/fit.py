@@ -150,7 +150,7 @@ def schema() -> StructType:
 
 def fit(timelines: DataFrame, fitter: Fitter, partitions: int) -> DataFrame:
     """Fit all rows of `timelines`: a frame with the columns of `twins` and `summary`. Lazy; persist it before it is used twice."""
-    arrow = to_arrow_schema(schema())
+    arrow = to_arrow_schema(schema(), timezone="UTC")
     rows = fitter.config.batch_rows
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

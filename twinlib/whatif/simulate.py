@@ -138,7 +138,7 @@ class Simulator:
 
 def simulate(rows: DataFrame, simulator: Simulator, partitions: int) -> DataFrame:
     """All scenarios for all rows (timelines joined with their twin): a frame that conforms to `outcomes`. Lazy."""
-    arrow = to_arrow_schema(OUTCOMES_TABLE.schema)
+    arrow = to_arrow_schema(OUTCOMES_TABLE.schema, timezone="UTC")
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -1,0 +1,53 @@
+"""Fitting rows of timelines: a status for every row, and no row changes another."""
+
+import numpy as np
+import pytest
+
+from twinlib.config import FitConfig
+from twinlib.engine.kernel import Kernel
+from twinlib.models.glucose_insulin import MODEL
+from twinlib.population import priors
+from twinlib.population.fit import Fitter
+
+from tests.models.test_batch import table, timeline
+
+
+@pytest.fixture(scope="module")
+def fitter():
+    return Fitter(MODEL, Kernel(MODEL, 5), priors.published(MODEL), FitConfig(), seed=1)
+
+
+def day(seed: int) -> dict:
+    rng = np.random.default_rng(seed)
+    glucose = 130 + 40 * np.sin(np.arange(288) / (20 + 5 * seed)) + 5 * rng.standard_normal(288)
+    return timeline(f"p{seed}", glucose, {
+        "insulin_bolus": {"minutes": [400.0, 700.0], "amounts": [5.0, 6.0], "durations": [0.0, 0.0], "labels": ["", ""]},
+        "insulin_basal": {"minutes": [0.0], "amounts": [20.0], "durations": [1440.0], "labels": [""]},
+        "carbohydrate": {"minutes": [405.0, 710.0], "amounts": [50.0, 60.0], "durations": [0.0, 0.0], "labels": ["", ""]},
+    })
+
+
+def test_every_row_gets_a_status_and_good_rows_are_unchanged_by_bad_ones(fitter):
+    good = [day(1), day(2)]
+    refused = timeline("x", np.full(288, np.nan), {}, status="insufficient_data", reason="no_glucose")
+    weightless = day(3) | {"patient_id": "y", "covariates": [{"name": "body_weight", "value": 0.0, "assumed": False}]}
+    broken = day(4) | {"patient_id": "z", "covariates": []}  # raises inside the batch
+    infinite = day(5) | {"patient_id": "w", "signals": [{"signal": "glucose", "minutes": None, "values": [float("inf")] * 288}]}
+    rows = {r["patient_id"]: r for r in fitter.run(table(good[0], refused, weightless, broken, infinite, good[1]))}
+    assert rows["x"]["status"] == "insufficient_data" and rows["x"]["reason"] == "no_glucose"
+    assert rows["y"]["status"] == "failed" and rows["w"]["status"] == "failed"
+    assert (rows["z"]["status"], rows["z"]["reason"]) == ("failed", "error:KeyError")
+    alone = {r["patient_id"]: r for r in fitter.run(table(*reversed(good)))}
+    for p in ("p1", "p2"):
+        assert rows[p]["status"] == "converged"
+        assert rows[p] == alone[p]
+
+
+def test_a_converged_twin_has_sensible_figures(fitter):
+    row = fitter.run(table(day(1)))[0]
+    assert row["n_observations"] == 288 and 0 < row["numerical_error"] < 0.1
+    assert 2 < row["fit_rmse"] < 6 and row["forecast_rmse"] > row["fit_rmse"] and 0 < row["fit_mard_percent"] < 5
+    assert len(row["draws"]) == 32 * 8 and len(row["summary"]) == 8
+    for s in row["summary"]:
+        assert s["q05"] < s["q50"] < s["q95"] and s["sd"] > 0 and 0 < s["shrinkage"] < 2
+    assert not {r["parameter"]: r for r in row["summary"]}["flux_correlation_time"]["shrinkage"] > 1
