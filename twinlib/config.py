@@ -62,6 +62,7 @@ class SourceConfig(Strict):
 
     mapping: str
     root: str
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None  # in place of the mapping's own name
 
 
 class EpisodeConfig(Strict):
@@ -102,7 +103,8 @@ class RunConfig(Strict):
     spark: dict[str, str | int | float | bool] = {}
     pseudonym_key: PseudonymConfig
     generate: GenerateConfig | None = None
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # order = priority where two sources conflict
+    vocabulary: str | None = None  # YAML file with more signals, agents and units (see docs/sources.md)
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()
     simulate: SimulateConfig | None = None

@@ -1,0 +1,110 @@
+"""The signals and agents that records can speak of: canonical units, plausible ranges, how repetitions are read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from importlib import resources
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from twinlib.config import Strict, read_yaml, validate
+from twinlib.errors import ConfigError
+
+
+class Range(Strict):
+    """Plausible values in the canonical unit; `above` excludes the bound, `from` includes it."""
+
+    from_: Annotated[float | None, Field(alias="from")] = None
+    above: float | None = None
+    to: float
+
+    @model_validator(mode="after")
+    def _one_lower_bound(self):
+        if (self.from_ is None) == (self.above is None):
+            raise ValueError("give exactly one of `from` and `above`")
+        if self.low >= self.to:
+            raise ValueError("the lower bound must be below `to`")
+        return self
+
+    @property
+    def low(self) -> float:
+        return self.above if self.from_ is None else self.from_
+
+    @property
+    def text(self) -> str:
+        return f"{'above' if self.from_ is None else 'from'} {self.low:g} to {self.to:g}"
+
+
+class Affine(Strict):
+    """canonical = factor * value + offset"""
+
+    factor: float
+    offset: float = 0.0
+
+
+class Quantity(Strict):
+    """A signal or an agent. `units` can be converted by dimension; `conversions` are for the others."""
+
+    meaning: str = ""
+    unit: str
+    units: tuple[str, ...] = ()
+    conversions: dict[str, Affine] = {}
+    molar_mass: Annotated[float, Field(gt=0)] | None = None  # g/mol
+
+
+class Signal(Quantity):
+    plausible: Range
+
+
+class Agent(Quantity):
+    """`dose` and `rate` (per hour) are the kinds of exposure that exist, with their plausible ranges.
+
+    same_instant: `conflict` = two amounts at one instant contradict each other; `add` = both were given or eaten.
+    """
+
+    dose: Range | None = None
+    rate: Range | None = None
+    same_instant: Literal["conflict", "add"] = "conflict"
+
+
+class Vocabulary(Strict):
+    signals: dict[str, Signal] = {}
+    agents: dict[str, Agent] = {}
+    unit_aliases: dict[str, str] = {}
+
+    @cached_property
+    def names(self) -> str:
+        return f"signals {', '.join(self.signals)}; agents {', '.join(self.agents)}"
+
+    def signal(self, name: str, where: str) -> Signal:
+        """Raises ConfigError where the signal is unknown."""
+        if name not in self.signals:
+            raise ConfigError(f"{where}: unknown signal {name!r}; known: {', '.join(self.signals)}")
+        return self.signals[name]
+
+    def agent(self, name: str, kind: str, where: str) -> tuple[Agent, Range]:
+        """The agent and the plausible range of the kind. Raises ConfigError where either is unknown."""
+        if name not in self.agents:
+            raise ConfigError(f"{where}: unknown agent {name!r}; known: {', '.join(self.agents)}")
+        agent = self.agents[name]
+        plausible = agent.rate if kind == "rate" else agent.dose
+        if plausible is None:
+            kinds = [k for k in ("dose", "rate") if getattr(agent, k)]
+            raise ConfigError(f"{where}: {name} has no kind {kind!r}; expected {' or '.join(kinds)}")
+        return agent, plausible
+
+
+def load_vocabulary(path: str | None = None) -> Vocabulary:
+    """The built-in vocabulary, with the entries of the YAML file `path` added or replaced. Raises ConfigError."""
+    builtin = yaml.safe_load(resources.files(__package__).joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
+    base = validate(Vocabulary, builtin, "vocabulary.yaml")
+    if path is None:
+        return base
+    more = validate(Vocabulary, read_yaml(path), path)
+    return Vocabulary(
+        signals={**base.signals, **more.signals},
+        agents={**base.agents, **more.agents},
+        unit_aliases={**base.unit_aliases, **more.unit_aliases},
+    )
