@@ -2,8 +2,9 @@
 
 The interval comes from Rubin's Bayesian bootstrap (1981, 10.1214/aos/1176345338): replicate b takes every patient's
 posterior draw b mod K and averages them with random weights, Exponential(1) per patient and normalised. So it covers both
-what is not known of each twin and that other patients could have been sampled. The weights are a function of seed,
-patient and replicate alone: they are shared by all scenarios, and no order or partitioning of the data changes them.
+what is not known of each twin and that other patients could have been sampled; where posteriors are wide it errs on the wide
+side, as their spread also shows between patients. The weights are a function of seed, patient and replicate alone: they are
+shared by all scenarios, and no order or partitioning of the data changes them.
 """
 
 from __future__ import annotations
