@@ -24,17 +24,38 @@ def tables(spark):
     def timeline(patient, episode, weight, wear, offset=0):
         start = dt.datetime.fromisoformat(episode + "T00:00:00+00:00") - dt.timedelta(minutes=offset)
         covariates = [("height", 170.0, False), ("body_weight", weight, False)] if weight else []
-        return {"patient_id": patient, "model": MODEL, "episode": episode, "start": start, "utc_offset_minutes": offset, "wear_fraction": wear,
-                "covariates": covariates}
+        return {
+            "patient_id": patient,
+            "model": MODEL,
+            "episode": episode,
+            "start": start,
+            "utc_offset_minutes": offset,
+            "wear_fraction": wear,
+            "covariates": covariates,
+        }
 
     def twin(patient, episode, status, rmse):
-        return {"patient_id": patient, "model": MODEL, "episode": episode, "status": status, "forecast_rmse": rmse, "n_observations": 4000}
+        return {
+            "patient_id": patient,
+            "model": MODEL,
+            "episode": episode,
+            "status": status,
+            "forecast_rmse": rmse,
+            "n_observations": 4000,
+        }
 
     def parameter(patient, episode, name, q50):
         return {"patient_id": patient, "model": MODEL, "episode": episode, "parameter": name, "q50": q50, "mean": -1.0}
 
     def outcome(patient, episode, scenario, name, factual):
-        return {"patient_id": patient, "model": MODEL, "episode": episode, "scenario": scenario, "outcome": name, "factual": factual}
+        return {
+            "patient_id": patient,
+            "model": MODEL,
+            "episode": episode,
+            "scenario": scenario,
+            "outcome": name,
+            "factual": factual,
+        }
 
     patients = [
         {"patient_id": "a", "sex": "female", "birth_date": dt.date(2000, 2, 1)},
@@ -44,20 +65,34 @@ def tables(spark):
     ]
     timelines = [
         # east of Greenwich local midnight lies on the day before in UTC: the age must still turn on the local date
-        timeline("a", "2024-01-18", 60.0, 0.9), timeline("a", "2024-02-01", 62.0, 0.8, offset=120), timeline("a", "2024-02-15", 64.0, 0.1),
-        timeline("b", "2024-02-01", 50.0, 0.7), timeline("c", "2024-01-18", None, 0.2), timeline("c", "2024-02-01", 80.0, 0.3),
+        timeline("a", "2024-01-18", 60.0, 0.9),
+        timeline("a", "2024-02-01", 62.0, 0.8, offset=120),
+        timeline("a", "2024-02-15", 64.0, 0.1),
+        timeline("b", "2024-02-01", 50.0, 0.7),
+        timeline("c", "2024-01-18", None, 0.2),
+        timeline("c", "2024-02-01", 80.0, 0.3),
     ]
     twins = [
-        twin("a", "2024-01-18", "converged", 30.0), twin("a", "2024-02-01", "converged", 20.0), twin("a", "2024-02-15", "insufficient_data", None),
-        twin("b", "2024-02-01", "converged", 10.0), twin("c", "2024-01-18", "failed", None), twin("c", "2024-02-01", "insufficient_data", None),
+        twin("a", "2024-01-18", "converged", 30.0),
+        twin("a", "2024-02-01", "converged", 20.0),
+        twin("a", "2024-02-15", "insufficient_data", None),
+        twin("b", "2024-02-01", "converged", 10.0),
+        twin("c", "2024-01-18", "failed", None),
+        twin("c", "2024-02-01", "insufficient_data", None),
     ]
     parameters = [
-        parameter("a", "2024-01-18", "insulin_sensitivity", 1.0), parameter("a", "2024-02-01", "insulin_sensitivity", 2.0),
-        parameter("a", "2024-02-01", "absorption", 0.5), parameter("b", "2024-02-01", "insulin_sensitivity", 3.0),
+        parameter("a", "2024-01-18", "insulin_sensitivity", 1.0),
+        parameter("a", "2024-02-01", "insulin_sensitivity", 2.0),
+        parameter("a", "2024-02-01", "absorption", 0.5),
+        parameter("b", "2024-02-01", "insulin_sensitivity", 3.0),
     ]
     outcomes = [
-        outcome("a", "2024-01-18", "as_is", "tir", 10.0), outcome("a", "2024-02-01", "as_is", "tir", 70.0), outcome("a", "2024-02-01", "x", "tir", 70.0),
-        outcome("a", "2024-02-01", "x", "tbr_70", None), outcome("b", "2024-02-01", "as_is", "tir", 80.0), outcome("b", "2024-02-01", "as_is", "tbr_70", 5.0),
+        outcome("a", "2024-01-18", "as_is", "tir", 10.0),
+        outcome("a", "2024-02-01", "as_is", "tir", 70.0),
+        outcome("a", "2024-02-01", "x", "tir", 70.0),
+        outcome("a", "2024-02-01", "x", "tbr_70", None),
+        outcome("b", "2024-02-01", "as_is", "tir", 80.0),
+        outcome("b", "2024-02-01", "as_is", "tbr_70", 5.0),
     ]
     pairs = ((PATIENTS, patients), (TWINS, twins), (TWIN_PARAMETERS, parameters), (TIMELINES, timelines), (OUTCOMES, outcomes))
     return [frame(spark, table, rows) for table, rows in pairs]
@@ -101,7 +136,11 @@ def test_members_and_attrition(known_patients):
     )
     counts = {r["cohort"]: tuple(r)[1:] for r in attrition(COHORTS, known_patients, KNOWN).collect()}
     assert counts == {
-        "everyone": (4, 2, 4, 2), "women": (4, 2, 2, 1), "sensitive": (4, 2, 1, 1), "not_sensitive": (4, 2, 1, 1), "nobody": (4, 2, 0, 0),
+        "everyone": (4, 2, 4, 2),
+        "women": (4, 2, 2, 1),
+        "sensitive": (4, 2, 1, 1),
+        "not_sensitive": (4, 2, 1, 1),
+        "nobody": (4, 2, 0, 0),
     }
 
 
@@ -112,7 +151,10 @@ def test_every_known_column_can_be_filtered_on(known_patients):
 
 
 def test_a_wrong_cohort_is_refused_before_any_frame_is_needed():
-    with pytest.raises(ConfigError, match="cohort resistant: unknown column insulin_resistance at line 1, column 1; known are absorption, age_years"):
+    with pytest.raises(
+        ConfigError,
+        match="cohort resistant: unknown column insulin_resistance at line 1, column 1; known are absorption, age_years",
+    ):
         check(cohort("resistant", "insulin_resistance > 1"), KNOWN)
     with pytest.raises(ConfigError, match="cohort twice: stands more than once"):
         check_all([cohort("twice", "true"), cohort("twice", "tir > 1")], KNOWN)

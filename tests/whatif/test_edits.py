@@ -66,7 +66,9 @@ def test_events_not_chosen_are_never_cut():
 def test_remove_the_bolus_of_a_meal():
     meal = Events.of([450, 560, 780], [40, 20, 60], labels=["breakfast", "snack", "lunch"])
     bolus = Events.of([300, 440, 509, 515, 560, 770], [1, 2, 3, 4, 5, 6])
-    by_time = edited(Remove(input=BOLUS, where=Where(near=Near(input=MEAL, within_minutes=60, time="07:00-08:00"))), bolus=bolus, meal=meal)
+    by_time = edited(
+        Remove(input=BOLUS, where=Where(near=Near(input=MEAL, within_minutes=60, time="07:00-08:00"))), bolus=bolus, meal=meal
+    )
     # 440 belongs to breakfast; 509 is 59 min after breakfast but 51 before the snack; 300 belongs to no meal
     assert by_time["bolus"].minutes.tolist() == [300, 509, 515, 560, 770]
     by_label = edited(Remove(input=BOLUS, where=Where(near=Near(input=MEAL, labels=["snack", "lunch"]))), bolus=bolus, meal=meal)
@@ -91,7 +93,11 @@ def test_align_moves_each_bolus_to_before_its_meal():
 
 def test_shift_sorts_again_and_stays_in_the_episode():
     bolus = Events.of([10, 100, 1430], [1, 2, 3], labels=list("abc"))
-    assert rows(edited(Shift(input=BOLUS, minutes=-30), bolus=bolus)["bolus"]) == [(0, 1, 0, "a"), (70, 2, 0, "b"), (1400, 3, 0, "c")]
+    assert rows(edited(Shift(input=BOLUS, minutes=-30), bolus=bolus)["bolus"]) == [
+        (0, 1, 0, "a"),
+        (70, 2, 0, "b"),
+        (1400, 3, 0, "c"),
+    ]
     first = edited(Shift(input=BOLUS, minutes=200, where=Where(labels=["a"])), bolus=bolus)["bolus"]
     assert rows(first) == [(100, 2, 0, "b"), (210, 1, 0, "a"), (1430, 3, 0, "c")]
     assert edited(Shift(input=BOLUS, minutes=60), bolus=bolus)["bolus"].minutes.tolist() == [70, 160, 1439]
@@ -103,7 +109,9 @@ def test_cap():
 
 
 def test_add_gives_an_event_every_day_at_local_time():
-    out = edited(Add(input=MEAL, amount=15.0, at="22:00", duration=10.0, label=" Snack "), TWO_DAYS, meal=Events.of([2000], [5.0]))
+    out = edited(
+        Add(input=MEAL, amount=15.0, at="22:00", duration=10.0, label=" Snack "), TWO_DAYS, meal=Events.of([2000], [5.0])
+    )
     assert rows(out["meal"]) == [(1320, 15, 10, "snack"), (2000, 5, 0, ""), (2760, 15, 10, "snack")]
     fresh = edited(Add(input=MEAL, amount=1.0, at="00:30"), Clock(minutes=1440, local_start=60))
     assert rows(fresh["meal"]) == [(1410, 1, 0, "")]
@@ -114,19 +122,27 @@ def test_an_alias_of_two_inputs_changes_those_that_are_there():
     assert set(out) == {"pen", "meal"} and out["pen"].amounts.tolist() == [20]
 
 
-events = st.lists(st.tuples(st.integers(0, 2879), st.floats(0, 50), st.sampled_from([0, 5, 90, 1440, 2000]), st.sampled_from(["", "a", "b"])), max_size=12).map(
+events = st.lists(
+    st.tuples(st.integers(0, 2879), st.floats(0, 50), st.sampled_from([0, 5, 90, 1440, 2000]), st.sampled_from(["", "a", "b"])),
+    max_size=12,
+).map(
     lambda rows: Events.of(*[[r[i] for r in rows] for i in (0, 1)], np.array([r[2] for r in rows], float), [r[3] for r in rows])
 )
 clock_time = st.integers(0, 1439).map(lambda m: f"{m // 60:02}:{m % 60:02}")
 window = st.tuples(clock_time, clock_time).filter(lambda w: w[0] != w[1]).map("-".join)
-wheres = st.builds(Where, time=window, labels=st.none() | st.just(["a"]), near=st.none() | st.just(Near(input=MEAL)), whole=st.booleans())
+wheres = st.builds(
+    Where, time=window, labels=st.none() | st.just(["a"]), near=st.none() | st.just(Near(input=MEAL)), whole=st.booleans()
+)
 starts = st.integers(0, 1439).map(float)
 
 
 @settings(max_examples=200, deadline=None)
 @given(bolus=events, meal=events, where=wheres, start=starts, minutes=st.floats(-1440, 1440))
 def test_moves_conserve_every_amount_and_keep_order(bolus, meal, where, start, minutes):
-    for edit in (Shift(input=BOLUS, minutes=minutes, where=where), Align(input=BOLUS, minutes=minutes, to=Near(input=MEAL), where=where)):
+    for edit in (
+        Shift(input=BOLUS, minutes=minutes, where=where),
+        Align(input=BOLUS, minutes=minutes, to=Near(input=MEAL), where=where),
+    ):
         out = edited(edit, Clock(2880, start), bolus=bolus, meal=meal)["bolus"]
         assert sorted(zip(out.amounts, out.durations, out.labels)) == sorted(zip(bolus.amounts, bolus.durations, bolus.labels))
         assert np.all(np.diff(out.minutes) >= 0) and np.all((out.minutes >= 0) & (out.minutes < 2880))
@@ -169,8 +185,12 @@ def test_no_edit_writes_into_its_input():
             array.setflags(write=False)
     where = Where(time="01:00-02:00")
     for edit in (
-        Scale(input=BASAL, factor=0.5, where=where), Remove(input=BASAL, where=where), Cap(input=BASAL, maximum=1.0),
-        Shift(input=BASAL, minutes=-5), Align(input=BASAL, to=Near(input=MEAL), minutes=1), Add(input=BASAL, amount=1.0, at="03:00"),
+        Scale(input=BASAL, factor=0.5, where=where),
+        Remove(input=BASAL, where=where),
+        Cap(input=BASAL, maximum=1.0),
+        Shift(input=BASAL, minutes=-5),
+        Align(input=BASAL, to=Near(input=MEAL), minutes=1),
+        Add(input=BASAL, amount=1.0, at="03:00"),
     ):
         before = rows(basal)
         edit.apply({"basal": basal, "meal": meal}, DAY)
@@ -180,5 +200,9 @@ def test_no_edit_writes_into_its_input():
 def test_events_refuse_columns_of_different_length_and_join_in_order():
     with pytest.raises(ValueError, match="differ in length"):
         Events.of([1, 2], [1.0])
-    assert rows(joined([Events.of([5, 1], [1, 2], labels=["x", "y"]), Events.of([1], [3.0])])) == [(1, 2, 0, "y"), (1, 3, 0, ""), (5, 1, 0, "x")]
+    assert rows(joined([Events.of([5, 1], [1, 2], labels=["x", "y"]), Events.of([1], [3.0])])) == [
+        (1, 2, 0, "y"),
+        (1, 3, 0, ""),
+        (5, 1, 0, "x"),
+    ]
     assert len(joined([])) == 0

@@ -42,12 +42,19 @@ def test_weights_are_splitmix64_numbers_turned_exponential():
     w = exponential_weights(keys(400), 500)
     assert w.min() > 0 and np.isfinite(w).all()
     assert stats.kstest(w.ravel(), "expon").pvalue > 1e-3
-    assert abs(np.corrcoef(w[:-1].ravel(), w[1:].ravel())[0, 1]) < 0.01 and abs(np.corrcoef(w[:, :-1].ravel(), w[:, 1:].ravel())[0, 1]) < 0.01
+    assert (
+        abs(np.corrcoef(w[:-1].ravel(), w[1:].ravel())[0, 1]) < 0.01
+        and abs(np.corrcoef(w[:, :-1].ravel(), w[:, 1:].ravel())[0, 1]) < 0.01
+    )
 
 
 def test_a_patient_counts_once_whatever_the_number_of_episodes():
     table = rows(
-        [[1, 3], [3, 5], [-10, -10]], factual=[40, 60, 80], patients=["a", "a", "b"], episodes=["e1", "e2", "e1"], keys_=np.array([5, 5, 9])
+        [[1, 3], [3, 5], [-10, -10]],
+        factual=[40, 60, 80],
+        patients=["a", "a", "b"],
+        episodes=["e1", "e2", "e1"],
+        keys_=np.array([5, 5, 9]),
     )
     out = summarise(table, better=1)
     assert out["n_patients"] == 2
@@ -129,7 +136,13 @@ def test_the_order_of_rows_and_chunks_changes_no_bit():
     n = 5000  # more than one block
     patients = [f"p{i % 4000:05}" for i in range(n)]
     of = {p: int(k) for p, k in zip(sorted(set(patients)), keys(4000).view(np.int64))}
-    table = rows(rng.normal(1, 9, (n, 16)), rng.uniform(0, 100, n), patients, [f"e{i // 4000}" for i in range(n)], np.array([of[p] for p in patients]))
+    table = rows(
+        rng.normal(1, 9, (n, 16)),
+        rng.uniform(0, 100, n),
+        patients,
+        [f"e{i // 4000}" for i in range(n)],
+        np.array([of[p] for p in patients]),
+    )
     first = summarise(table, better=1, replicates=64)
     shuffled = table.take(pa.array(rng.permutation(n)))
     chunked = pa.concat_tables([shuffled.slice(i, 700) for i in range(0, n, 700)])
@@ -150,7 +163,11 @@ def outcome_rows():
             for o in OUTCOMES[:3]:
                 draws = np.zeros(16) if scenario == "as_is" else rng.normal(p - 12, 2, 16).astype(np.float32).astype(float)
                 ok = not (scenario == "bolus_70" and p in (3, 17))
-                value = (50.0 + p, 50.0 + p + float(draws.mean()), float(draws.mean()), draws.tolist()) if ok else (50.0 + p, None, None, None)
+                value = (
+                    (50.0 + p, 50.0 + p + float(draws.mean()), float(draws.mean()), draws.tolist())
+                    if ok
+                    else (50.0 + p, None, None, None)
+                )
                 out.append((f"p{p:02}", "m", "2024-01-01", scenario, o.name, o.unit, "ok" if ok else "not_applicable", *value))
     return out
 
@@ -163,8 +180,12 @@ def test_the_table_is_complete_and_the_same_whatever_the_partitioning(spark):
 
     def run(order, partitions, seed=9):
         outcomes = spark.createDataFrame([data[i] for i in order], SCHEMA).repartition(partitions)
-        members = spark.createDataFrame(member_rows[::-1] if partitions > 1 else member_rows, "cohort string, patient_id string").repartition(partitions)
-        attrition = spark.createDataFrame(counts, "cohort string, n_all long, n_with_twin long, n_matched long, n_matched_with_twin long")
+        members = spark.createDataFrame(
+            member_rows[::-1] if partitions > 1 else member_rows, "cohort string, patient_id string"
+        ).repartition(partitions)
+        attrition = spark.createDataFrame(
+            counts, "cohort string, n_all long, n_with_twin long, n_matched long, n_matched_with_twin long"
+        )
         frame = cohort_effects(outcomes, members, attrition, scenarios, seed, replicates=256)
         return {(r["cohort"], r["scenario"], r["outcome"]): r.asDict() for r in frame.collect()}
 
@@ -173,7 +194,10 @@ def test_the_table_is_complete_and_the_same_whatever_the_partitioning(spark):
     assert len(first) == 3 * 3 * len(OUTCOMES)
     null = first["everyone", "as_is", "tir"]
     assert (null["n_matched"], null["n_patients"], null["unit"]) == (31, 30, "%")
-    assert null["effect_mean"] == null["effect_q05"] == null["effect_q95"] == null["share_benefiting"] == 0 and null["factual_mean"] == 64.5
+    assert (
+        null["effect_mean"] == null["effect_q05"] == null["effect_q95"] == null["share_benefiting"] == 0
+        and null["factual_mean"] == 64.5
+    )
     real = first["everyone", "bolus_70", "tir"]
     mine = [r for r in data if r[3] == "bolus_70" and r[4] == "tir" and r[6] == "ok"]
     assert real["n_patients"] == 28 and real["effect_mean"] == pytest.approx(np.mean([r[9] for r in mine]))

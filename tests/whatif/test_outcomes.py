@@ -62,8 +62,9 @@ def test_draws_get_the_bits_that_each_gets_alone_whatever_the_memory_layout():
     assert np.array_equal(cgm_outcomes(trace.astype(np.float32)), cgm_outcomes(trace.astype(np.float32).astype(float)))
 
 
-# tir, tbr_70, tbr_54, tar_180, tar_250, mean, GMI, CV by in_range_percent, below_percent, above_percent, mean_glu, gmi and cv_glu of
-# iglu-python 0.4.3 (PyPI) on the example data of the R package iglu; each trace holds readings of exactly 54, 70, 180 or 250
+# tir, tbr_70, tbr_54, tar_180, tar_250, mean, GMI, CV by in_range_percent, below_percent, above_percent, mean_glu, gmi and
+# cv_glu of iglu-python 0.4.3 (PyPI) on the example data of the R package iglu; each trace holds readings of exactly 54, 70, 180
+# or 250
 IGLU = {
     ("example_data_5_subject.csv", "Subject 1"): (91.66381, 0.13722, 0.0, 8.19897, 0.37736, 123.66552, 6.26808, 26.90166),
     ("example_data_5_subject.csv", "Subject 2"): (26.44044, 0.0, 0.0, 73.55956, 26.08696, 218.45281, 8.53539, 23.97365),
@@ -87,7 +88,9 @@ def test_iglu_agrees_on_real_traces(data, file, subject):
 @given(values=arrays(float, st.integers(1, 30), elements=st.floats(-100, 100)), q=st.floats(0, 1))
 def test_equal_weights_give_numpys_hazen_quantile(values, q):
     assert weighted_quantile(values, q) == pytest.approx(np.quantile(values, q, method="hazen"), abs=1e-9)
-    assert weighted_quantile(values, q, np.full(len(values), 7.0)) == pytest.approx(np.quantile(values, q, method="hazen"), abs=1e-9)
+    assert weighted_quantile(values, q, np.full(len(values), 7.0)) == pytest.approx(
+        np.quantile(values, q, method="hazen"), abs=1e-9
+    )
 
 
 def test_weighted_quantile_by_hand():

@@ -50,7 +50,14 @@ def changed(scenario) -> dict[str, list]:
 
 def test_the_shipped_scenarios_do_what_they_say(shipped):
     assert list(shipped) == [
-        "as_is", "bolus_70", "bolus_120", "basal_80", "basal_120", "bolus_15_min_before_meals", "carbohydrate_70", "no_breakfast_bolus",
+        "as_is",
+        "bolus_70",
+        "bolus_120",
+        "basal_80",
+        "basal_120",
+        "bolus_15_min_before_meals",
+        "carbohydrate_70",
+        "no_breakfast_bolus",
     ]
     assert changed(shipped["as_is"]) == {}
     assert changed(shipped["bolus_70"]) == {"insulin_bolus": [(470, 3.5), (800, 6 * 0.7), (1100, 7 * 0.7)]}
@@ -93,7 +100,9 @@ def test_the_hash_follows_the_meaning_only(load):
     assert base == h("{factor: 0.70, do: scale, input: [insulin_bolus]}", name="other_name")
     assert base != h("{do: scale, input: insulin_bolus, factor: 0.8}")
     assert base != h("{do: scale, input: insulin_bolus, factor: 0.7, where: {time: '06:00-07:00'}}")
-    assert h("{do: scale, input: basal, factor: 1.2}") == h("{do: scale, input: [insulin_basal, insulin_long_acting], factor: 1.2}")
+    assert h("{do: scale, input: basal, factor: 1.2}") == h(
+        "{do: scale, input: [insulin_basal, insulin_long_acting], factor: 1.2}"
+    )
     assert h("{do: scale, input: insulin_bolus, factor: 1}, {do: cap, input: insulin_bolus, maximum: 2}") != h(
         "{do: cap, input: insulin_bolus, maximum: 2}, {do: scale, input: insulin_bolus, factor: 1}"
     )
@@ -109,10 +118,19 @@ def test_scenarios_reach_a_worker_unchanged(shipped):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        ("{do: scale, input: insulin_bolsu, factor: 0.7}", "edit 1: unknown input insulin_bolsu; known are basal, carbohydrate, insulin_basal"),
-        ("{do: scale, input: carbohydrate, factor: 1}, {do: cap, input: heart_rate, maximum: 3}", "edit 2: unknown input heart_rate"),
+        (
+            "{do: scale, input: insulin_bolsu, factor: 0.7}",
+            "edit 1: unknown input insulin_bolsu; known are basal, carbohydrate, insulin_basal",
+        ),
+        (
+            "{do: scale, input: carbohydrate, factor: 1}, {do: cap, input: heart_rate, maximum: 3}",
+            "edit 2: unknown input heart_rate",
+        ),
         ("{do: remove, input: insulin_bolus, where: {near: {input: meals}}}", "edit 1: unknown input meals"),
-        ("{do: scale, input: insulin_bolus, factor: -0.1}", r"edit 1 \(scale\): factor: Input should be greater than or equal to 0"),
+        (
+            "{do: scale, input: insulin_bolus, factor: -0.1}",
+            r"edit 1 \(scale\): factor: Input should be greater than or equal to 0",
+        ),
         ("{do: scale, input: insulin_bolus, factor: .nan}", r"edit 1 \(scale\): factor"),
         ("{do: scale, input: insulin_bolus, factor: yes}", r"edit 1 \(scale\): factor: Input should be a valid number"),
         ("{do: scale, input: insulin_bolus}", r"edit 1 \(scale\): factor: Field required"),
@@ -127,7 +145,10 @@ def test_scenarios_reach_a_worker_unchanged(shipped):
         ("{do: remove, input: insulin_bolus, where: {time: '06:00-06:00'}}", "the window is empty"),
         ("{do: remove, input: insulin_bolus, where: {time: '00:00-24:00'}}", "the window is empty: leave `time` out"),
         ("{do: remove, input: insulin_bolus, where: {time: morning}}", "expected a window of local time"),
-        ("{do: remove, input: insulin_bolus, where: {near: {input: carbohydrate, within_minutes: -5}}}", "where.near.within_minutes"),
+        (
+            "{do: remove, input: insulin_bolus, where: {near: {input: carbohydrate, within_minutes: -5}}}",
+            "where.near.within_minutes",
+        ),
         ("{do: add, input: carbohydrate, amount: 15, at: 22:00}", r"edit 1 \(add\): at: .*in quotes"),  # YAML reads 22:00 as 1320
         ("{do: add, input: carbohydrate, amount: 0, at: '22:00'}", "amount: Input should be greater than 0"),
         ("{do: add, input: basal, amount: 1, at: '22:00'}", "add needs one input, this alias names 2"),

@@ -58,7 +58,12 @@ def check_all(cohorts: Sequence[CohortConfig], known: Attributes) -> None:
 
 
 def attributes(
-    patients: DataFrame, twins: DataFrame, twin_parameters: DataFrame, timelines: DataFrame, outcomes: DataFrame, known: Attributes
+    patients: DataFrame,
+    twins: DataFrame,
+    twin_parameters: DataFrame,
+    timelines: DataFrame,
+    outcomes: DataFrame,
+    known: Attributes,
 ) -> DataFrame:
     """One row per patient: patient_id and the columns of `known` (numbers as double), null where there is nothing.
 
@@ -67,10 +72,10 @@ def attributes(
     are posterior medians, outcomes are those of the observed readings. The frames follow the table contracts and hold
     one model.
     """
-    newest = Window.partitionBy("patient_id").orderBy((F.col("status") == "converged").desc(), F.col("episode").desc(), F.col("model"))
-    episode = (
-        twins.select(*_EPISODE, *_TWIN).withColumn("rank", F.row_number().over(newest)).where("rank = 1").drop("rank")
+    newest = Window.partitionBy("patient_id").orderBy(
+        (F.col("status") == "converged").desc(), F.col("episode").desc(), F.col("model")
     )
+    episode = twins.select(*_EPISODE, *_TWIN).withColumn("rank", F.row_number().over(newest)).where("rank = 1").drop("rank")
     parameters = _wide(twin_parameters, "parameter", "q50", known.parameters)
     factual = _wide(outcomes, "outcome", "factual", known.outcomes)
     local_start = F.to_date(F.timestamp_seconds(F.unix_timestamp("start") + 60 * F.col("utc_offset_minutes")))
@@ -84,7 +89,9 @@ def attributes(
         .join(factual, _EPISODE, "left")
         .withColumn("age_years", F.floor(F.months_between("local_start", "birth_date") / 12))
     )
-    return joined.select("patient_id", *[F.col(n).cast("double" if k == NUMBER else "string").alias(n) for n, k in known.kinds.items()])
+    return joined.select(
+        "patient_id", *[F.col(n).cast("double" if k == NUMBER else "string").alias(n) for n, k in known.kinds.items()]
+    )
 
 
 def _wide(long: DataFrame, name: str, value: str, wanted: Sequence[str]) -> DataFrame:

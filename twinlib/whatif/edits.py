@@ -60,7 +60,9 @@ class Scale(Edit):
         if self.factor == 1.0:  # identity to the bit, cuts included
             return events
         events, mask = self.where.parts(events, inputs, clock) if self.where else (events, True)
-        return Events(events.minutes, np.where(mask, events.amounts * self.factor, events.amounts), events.durations, events.labels)
+        return Events(
+            events.minutes, np.where(mask, events.amounts * self.factor, events.amounts), events.durations, events.labels
+        )
 
 
 class Remove(Edit):

@@ -23,8 +23,10 @@ from twinlib.whatif.outcomes import OUTCOMES, weighted_quantile
 REPLICATES = 1024
 _BLOCK = 2048  # patients whose weights are held at once
 _GROUP = ("cohort", "scenario", "outcome")
-_SUMMARY = "cohort string, scenario string, outcome string, n_patients long, factual_mean double, counterfactual_mean double, " \
+_SUMMARY = (
+    "cohort string, scenario string, outcome string, n_patients long, factual_mean double, counterfactual_mean double, "
     "effect_mean double, effect_q05 double, effect_q95 double, share_benefiting double"
+)
 
 
 def exponential_weights(keys: np.ndarray, replicates: int) -> np.ndarray:
@@ -88,7 +90,12 @@ def summarise(table: pa.Table, better: int, replicates: int = REPLICATES) -> dic
 
 
 def cohort_effects(
-    outcomes: DataFrame, members: DataFrame, attrition: DataFrame, scenarios: Sequence[str], seed: int, replicates: int = REPLICATES
+    outcomes: DataFrame,
+    members: DataFrame,
+    attrition: DataFrame,
+    scenarios: Sequence[str],
+    seed: int,
+    replicates: int = REPLICATES,
 ) -> DataFrame:
     """COHORT_EFFECTS: a row for every cohort of `attrition`, scenario and outcome; values are null where no patient has one.
 
@@ -111,7 +118,13 @@ def cohort_effects(
         .groupBy(*_GROUP)
         .applyInArrow(of_group, _SUMMARY)
     )
-    cells = F.array(*[F.struct(F.lit(s).alias("scenario"), F.lit(o).alias("outcome"), F.lit(u).alias("unit")) for s in scenarios for o, u in units.items()])
+    cells = F.array(
+        *[
+            F.struct(F.lit(s).alias("scenario"), F.lit(o).alias("outcome"), F.lit(u).alias("unit"))
+            for s in scenarios
+            for o, u in units.items()
+        ]
+    )
     grid = attrition.select("cohort", "n_matched", F.inline(cells))
     filled = grid.join(effects, list(_GROUP), "left").fillna(0, ["n_patients"])
     return COHORT_EFFECTS.conform(filled)

@@ -49,12 +49,14 @@ def _parsed(where: str, place: str) -> exp.Expression:
         at = f" (the last quote stands at character {quotes[-1] + 1})" if quotes else ""
         raise ConfigError(f"{place}: syntax error: a quoted text or a character in the filter is not complete{at}") from None
     if len(trees) != 1 or trees[0] is None:
-        raise ConfigError(f"{place}: expected one condition, found {'none' if trees[0] is None else len(trees)}; use `true` for everyone")
+        raise ConfigError(
+            f"{place}: expected one condition, found {'none' if trees[0] is None else len(trees)}; use `true` for everyone"
+        )
     return trees[0]
 
 
 def _position(node: exp.Expression) -> str:
-    """" at line l, column c" of the first part of `node` whose place is known."""
+    """ " at line l, column c" of the first part of `node` whose place is known."""
     meta = next((n.meta for n in node.walk() if "line" in n.meta), None)
     return f" at line {meta['line']}, column {meta['col'] - (meta['end'] - meta['start'])}" if meta else ""
 
@@ -68,7 +70,9 @@ def _kind(node: exp.Expression, columns: Mapping[str, str], place: str) -> str:
     def expect(*wanted: str) -> None:
         for kind in parts():
             if kind not in (*wanted, _ANY):
-                raise ConfigError(f"{place}: {node.sql(dialect='spark')}{_position(node)}: expected a {' or '.join(wanted)}, found a {kind}")
+                raise ConfigError(
+                    f"{place}: {node.sql(dialect='spark')}{_position(node)}: expected a {' or '.join(wanted)}, found a {kind}"
+                )
 
     def alike() -> str:
         kinds = sorted(set(parts()) - {_ANY})

@@ -67,7 +67,11 @@ def load_scenarios(path: str | Path, known_inputs: Iterable[str]) -> tuple[Scena
         if names.count(name) > 1:
             raise ConfigError(f"{path}: scenario {name}: stands more than once")
     return tuple(
-        Scenario(s.name, s.meaning, tuple(_edit(e, vocabulary, f"{path}: scenario {s.name}: edit {i}") for i, e in enumerate(s.edits, 1)))
+        Scenario(
+            s.name,
+            s.meaning,
+            tuple(_edit(e, vocabulary, f"{path}: scenario {s.name}: edit {i}") for i, e in enumerate(s.edits, 1)),
+        )
         for s in file.scenarios
     )
 

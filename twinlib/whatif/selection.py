@@ -39,7 +39,7 @@ def minute_of_day(text: object) -> int:
     found = re.fullmatch(r"(\d\d):(\d\d)", text) if isinstance(text, str) else None
     minute = int(found[1]) * 60 + int(found[2]) if found and int(found[2]) < 60 else None
     if minute is None or minute > DAY:
-        raise ValueError("expected a local time \"HH:MM\", in quotes, from \"00:00\" to \"24:00\"")
+        raise ValueError('expected a local time "HH:MM", in quotes, from "00:00" to "24:00"')
     return minute
 
 
@@ -48,7 +48,7 @@ def _window(text: object) -> tuple[int, int]:
         return text
     parts = text.split("-") if isinstance(text, str) else ()
     if len(parts) != 2:
-        raise ValueError("expected a window of local time \"HH:MM-HH:MM\"")
+        raise ValueError('expected a window of local time "HH:MM-HH:MM"')
     start, end = (minute_of_day(p.strip()) for p in parts)
     if start % DAY == end % DAY:
         raise ValueError("the window is empty: leave `time` out for the whole day")
@@ -149,12 +149,13 @@ def _cut(events: Events, spans: np.ndarray, window: tuple[int, int], clock: Cloc
     first, last = np.searchsorted(edges, events.minutes, side="right"), np.searchsorted(edges, ends, side="left")
     cuts = np.maximum(last - first, 0)
     source = np.repeat(np.arange(len(events)), cuts + 1)
-    position = np.arange(len(source)) - np.repeat(np.cumsum(cuts + 1) - (cuts + 1), cuts + 1)
-    start = np.where(position == 0, events.minutes[source], edges[np.minimum(first[source] + position - 1, len(edges) - 1)])
-    end = np.where(position == cuts[source], (events.minutes + events.durations)[source], edges[np.minimum(first[source] + position, len(edges) - 1)])
-    whole = cuts[source] == 0
-    duration = np.where(whole, events.durations[source], end - start)
-    share = np.where(whole, 1.0, duration / np.where(whole, 1.0, events.durations[source]))
+    part = np.arange(len(source)) - np.repeat(np.cumsum(cuts + 1) - (cuts + 1), cuts + 1)  # 0, 1, … within its event
+    edge = first[source] + part  # the edge after the part's start
+    start = np.where(part == 0, events.minutes[source], edges[edge - 1])
+    end = np.where(part == cuts[source], ends[source], edges[edge])
+    is_cut, total = cuts[source] > 0, events.durations[source]
+    duration = np.where(is_cut, end - start, total)
+    share = np.divide(duration, total, out=np.ones_like(total), where=is_cut)
     order = np.argsort(start, kind="stable")
     parts = Events(start, events.amounts[source] * share, duration, tuple(events.labels[i] for i in source))
     return parts.take(order), source[order]
