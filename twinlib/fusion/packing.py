@@ -43,7 +43,7 @@ def _block(micros: Column, offset: Column, days: int) -> Column:
 
 def _offset(step: int) -> Column:
     known = F.when(F.abs("utc_offset_minutes") <= 18 * 60, F.col("utc_offset_minutes"))
-    return (F.round(F.coalesce(known, F.lit(0)) / step) * step).cast("int")
+    return (F.round(F.coalesce(known, F.lit(0)) / step) * step).cast("long")
 
 
 # The first of some records and its offset as one number (minute * 4096 + offset + 2048), whose minimum Spark finds by hashing.
@@ -52,7 +52,7 @@ def _first(micros: Column, offset: Column) -> Column:
 
 
 def _offset_of(first: Column) -> Column:
-    return (F.pmod(first, F.lit(4096)) - 2048).cast("int")
+    return F.pmod(first, F.lit(4096)) - 2048
 
 
 def _readings(observations: DataFrame, signal: str, days: int, step: int) -> DataFrame:
@@ -202,7 +202,7 @@ def pack(
     rows = (
         _episodes(_readings(observations, signal, days, step_minutes), _events(exposures, inputs, days, step_minutes), patients)
         .join(histories(observations, covariates), "patient_id", "left")
-        .withColumns({"start_micros": MONDAY + block * (days * DAY) - offset * MINUTE, "utc_offset_minutes": offset})
+        .withColumns({"start_micros": MONDAY + block * (days * DAY) - offset * MINUTE, "utc_offset_minutes": offset.cast("int")})
         .withColumns({"start": F.timestamp_micros(start), "grid": _grid(F.col("hours"), start, slots, step_minutes)})
     )
 
