@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 
+from pyspark.errors import PySparkRuntimeError
 from pyspark.sql import SparkSession
 
-from twinlib.errors import StorageError
+from twinlib.errors import StorageError, TwinlibError
 
 # Jars of the Delta release line that matches pyspark 4.2 (binary-tied). The registry the project was built against
-# serves 4.4.0 of the jars beside 4.4.1 of the Python package; TWINLIB_DELTA_JARS overrides.
+# serves 4.4.0 of the jars beside 4.4.1 of the Python package. TWINLIB_DELTA_JARS overrides the coordinate; empty, it
+# says that the jars are on the class path already (spark.jars, or the cluster's own).
 DELTA_JARS = "io.delta:delta-spark_4.2_2.13:4.4.0"
 
 _SETTINGS = {
@@ -22,42 +25,49 @@ _SETTINGS = {
     "spark.sql.debug.maxToStringFields": "10",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.host": "127.0.0.1",
 }
-_LOCAL_ONLY = ("spark.driver.bindAddress", "spark.driver.host")
+_LOCAL = {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
+_DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+_LISTS = ("spark.jars.packages", "spark.sql.extensions")  # settings to which Delta adds, instead of replacing them
 
 
 def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False) -> SparkSession:
     """The running session, or a new one.
 
     The master comes from `conf` (spark.master), from spark-submit, or is local[*]. With `delta` the Delta extension
-    and catalog are set and the jars come through Spark's own resolver. Raises StorageError where they cannot be had.
+    and catalog are set and the jars come through Spark's own resolver. Raises StorageError where they cannot be had,
+    TwinlibError where there is no Java.
     """
     conf = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in (conf or {}).items()}
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ  # started by spark-submit: master and driver address are its own
-    builder = SparkSession.builder.appName(name)
-    for key, value in _SETTINGS.items():
-        if not (submitted and key in _LOCAL_ONLY):
-            builder = builder.config(key, value)
-    if not submitted:
-        builder = builder.master(conf.get("spark.master", "local[*]"))
+    settings = dict(_SETTINGS)
+    if "PYSPARK_GATEWAY_PORT" not in os.environ:  # else started by spark-submit: master and addresses are its own
+        _require_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        settings["spark.master"] = "local[*]"
+        if conf.get("spark.master", "local").startswith("local"):
+            settings |= _LOCAL
+            os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    if delta and "spark.master" in settings:
+        settings["spark.databricks.delta.snapshotPartitions"] = "4"  # Delta's 50 tasks per look at a table suit a cluster
+    settings |= conf
     if delta:
-        builder = (
-            builder.config("spark.jars.packages", os.environ.get("TWINLIB_DELTA_JARS", DELTA_JARS))
-            .config("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension")
-            .config("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog")
-        )
-    for key, value in conf.items():
+        jars = os.environ.get("TWINLIB_DELTA_JARS", DELTA_JARS)
+        for key, value in (_DELTA | ({"spark.jars.packages": jars} if jars else {})).items():
+            settings[key] = f"{conf[key]},{value}" if key in conf and key in _LISTS else value
+    builder = SparkSession.builder.appName(name)
+    for key, value in settings.items():
         builder = builder.config(key, value)
     try:
         spark = builder.getOrCreate()
-    except Exception as e:
-        if delta:
+    except PySparkRuntimeError as e:
+        if delta and e.getCondition() == "JAVA_GATEWAY_EXITED":
             raise StorageError(
-                f"Spark did not start with Delta's jars ({os.environ.get('TWINLIB_DELTA_JARS', DELTA_JARS)}): they must be "
-                "reachable through Spark's resolver (spark.jars.ivySettings, spark.jars.repositories) or given in spark.jars; "
+                f"storage.format is delta, but Spark did not start with Delta's jars ({jars or 'from the class path'}): "
+                "the lines of Spark's resolver above say what it tried. The jars must be reachable for it (spark.jars.repositories, "
+                "spark.jars.ivySettings), or stand in spark.jars with TWINLIB_DELTA_JARS set empty; "
                 "or use storage: {format: parquet}"
             ) from e
         raise
@@ -69,10 +79,17 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
 
 def require_delta(spark: SparkSession) -> None:
     """Raises StorageError where the session has no Delta classes."""
+    java = spark._jvm.java.lang
     try:
-        spark._jvm.java.lang.Class.forName("io.delta.tables.DeltaTable", False, spark._jvm.java.lang.Thread.currentThread().getContextClassLoader())
-    except Exception:
+        java.Class.forName("io.delta.tables.DeltaTable", False, java.Thread.currentThread().getContextClassLoader())
+    except Exception:  # py4j wraps ClassNotFoundException
         raise StorageError(
             "storage.format is delta, but this Spark session has no Delta classes: start the job with "
             f"--packages {DELTA_JARS}, or use storage: {{format: parquet}}"
         ) from None
+
+
+def _require_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    if not shutil.which(os.path.join(home, "bin", "java") if home else "java"):
+        raise TwinlibError(f"Spark needs Java 17 or newer: no java was found {'in JAVA_HOME' if home else 'on the PATH'}")

@@ -46,6 +46,16 @@ class Table:
             [StructField(c.name, c.type, c.nullable, {"comment": c.meaning, **({"unit": c.unit} if c.unit else {})}) for c in self.columns]
         )
 
+    @property
+    def rules(self) -> dict[str, str]:
+        """What must hold of every row, as name -> condition in Spark SQL: columns that are never null, allowed values."""
+        rules = {f"{c.name}_not_null": f"`{c.name}` IS NOT NULL" for c in self.columns if not c.nullable}
+        for c in self.columns:
+            if c.values:
+                allowed = f"`{c.name}` IN ({', '.join(repr(v) for v in c.values)})"
+                rules[f"{c.name}_allowed"] = f"`{c.name}` IS NULL OR {allowed}" if c.nullable else allowed
+        return rules
+
     def conform(self, df: DataFrame) -> DataFrame:
         """`df` with exactly this table's columns, in order.
 

@@ -1,31 +1,62 @@
-"""The storage port: the only way in which the rest of the package touches tables."""
+"""The storage port: the only way in which the rest of the package touches tables, and what its adapters share."""
 
 from __future__ import annotations
 
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
+from filelock import FileLock, Timeout
+from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
+from pyspark.sql import functions as F
+from pyspark.sql.types import AtomicType, StructType
 
-from twinlib.tables.contracts import Table
+from twinlib.errors import StorageError
+from twinlib.tables.contracts import PATIENT, Table
+
+BUCKET = "bucket"
+SCOPED = "_scoped"  # helper column of a write: the row belongs to a patient whose rows are being replaced
+LOCK = ".writer.lock"
 
 
 class Storage(ABC):
     """Tables under one root folder. Every write is atomic for readers: they see the old version or the new one.
 
     Patient tables (`Table.by_patient`) are stored in `buckets` parts by `pmod(xxhash64(patient_id), buckets)`; the
-    column `bucket` exists in the files only, `read` leaves it out.
+    column `bucket` exists in the files only, `read` leaves it out. Every write checks the contract (types, columns
+    that are never null, allowed values, one row per key) and returns the number of rows of `df` that it stored.
     """
 
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
         self.spark, self.root, self.buckets, self.keep_versions = spark, root, buckets, keep_versions
+        self.folder = local_folder(root)
+        self._lock = FileLock(str(self.folder / LOCK), mode=0o600) if self.folder else None
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        """Hold the single writer lock of the root. Raises StorageError when another run holds it."""
-        raise NotImplementedError
-        yield
+        """Hold the single writer lock of the root; may be nested. Raises StorageError when another run holds it.
+
+        Every write takes it; a job holds it around all of its writes. It goes with the process, so a crash leaves no
+        stale lock. A root that is not a local folder (Delta on an object store) has none: there Delta's own commits
+        are the guard, and the scheduler must not start a second run of the same tables.
+        """
+        if self._lock is None:
+            yield
+            return
+        make_folder(self.folder)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise StorageError(f"another run is writing these tables: it holds the lock {self.folder / LOCK}") from None
+        except OSError as e:
+            raise StorageError(f"the lock {self.folder / LOCK} cannot be taken: {e.strerror}") from None
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @abstractmethod
     def exists(self, table: Table) -> bool:
@@ -37,19 +68,117 @@ class Storage(ABC):
 
     @abstractmethod
     def read(self, table: Table) -> DataFrame:
-        """The current version, exactly the contract's columns; an empty frame where the table was never written."""
+        """The current version, exactly the contract's columns; an empty frame where the table was never written.
 
-    @abstractmethod
-    def replace(self, table: Table, df: DataFrame) -> None:
-        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract."""
-
-    @abstractmethod
-    def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> None:
-        """Make `df` the rows of the given patients (`patients`: one column patient_id); others stay as they are.
-
-        `df` may hold no rows for a patient in `patients` (the patient's rows go), but none of any other patient.
+        The frame keeps showing this version after later writes, for as long as the version is kept.
         """
 
     @abstractmethod
-    def append(self, table: Table, df: DataFrame) -> None:
-        """Add rows to a table that is not stored by patient."""
+    def replace(self, table: Table, df: DataFrame) -> int:
+        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract."""
+
+    @abstractmethod
+    def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> int:
+        """Make `df` the rows of the given patients (`patients`: a column patient_id); others stay as they are.
+
+        `df` may hold no rows for a patient in `patients` (the patient's rows go), but none of any other patient:
+        StorageError. Nothing is written where `patients` is empty and the table exists.
+        """
+
+    @abstractmethod
+    def append(self, table: Table, df: DataFrame) -> int:
+        """Add rows to a table that is not stored by patient.
+
+        Rows whose key is there already are left as they are, so that repeating an append changes nothing.
+        """
+
+    def empty(self, table: Table) -> DataFrame:
+        return self.spark.createDataFrame([], table.schema)
+
+    def scope(self, patients: DataFrame) -> DataFrame:
+        """The distinct patients to replace: columns patient_id, bucket."""
+        return patients.select(PATIENT).where(F.col(PATIENT).isNotNull()).distinct().withColumn(BUCKET, bucket_of(self.buckets))
+
+    def prepare(self, table: Table, df: DataFrame) -> tuple[DataFrame, Callable[[], int]]:
+        """`df` as it is to be stored, and a function to call after an action on it has run.
+
+        The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
+        sorted by key. The function raises StorageError with the rules broken and by how many rows, else returns the
+        number of rows; it costs no further pass. A column `_scoped` of `df` that is not true is one more broken rule.
+        """
+        rules = dict(table.rules)
+        scoped = [SCOPED] if SCOPED in df.columns else []
+        if scoped:
+            rules["scope"] = f"{SCOPED} IS TRUE"
+        columns = [c.name for c in table.columns]
+        by = list(table.key)
+        if table.by_patient:
+            df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
+            columns, by = [BUCKET, *columns], [BUCKET, *by]
+        whole_key = F.lit(True)
+        for name in table.key:  # as in SQL, a key with a null in it equals no other
+            whole_key = whole_key & F.col(name).isNotNull()
+        order = list(by)
+        if any(c.nullable for c in table.columns if c.name in table.key):
+            order += [c.name for c in table.columns if c.name not in order and isinstance(c.type, AtomicType)]
+        observation = Observation()
+        marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*order)
+        observed = marked.observe(
+            observation,
+            F.count(F.lit(1)).alias("rows"),
+            F.count_if(whole_key & (F.col("_same_key") > 1)).alias("one_row_per_key"),
+            *[F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(name) for name, condition in rules.items()],
+        )
+
+        def check() -> int:
+            found = dict(observation.get)
+            stored = found.pop("rows")
+            texts = {**table.rules, "scope": "only patients that are being replaced"}
+            texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
+            broken = [f"{texts[name].replace('`', '')} (by {n} of {stored} rows)" for name, n in found.items() if n]
+            if broken:
+                raise StorageError(f"table {table.name}: nothing was stored, the contract is broken: {'; '.join(broken)}")
+            return stored
+
+        return observed.select(*columns), check
+
+
+def bucket_of(buckets: int) -> Column:
+    """Bucket number of column patient_id."""
+    return F.pmod(F.xxhash64(PATIENT), F.lit(buckets)).cast("int")
+
+
+def check_flat(table: Table) -> None:
+    if table.by_patient:
+        raise StorageError(f"table {table.name} is stored by patient: use replace_patients instead of append")
+
+
+def check_types(table: Table, stored: StructType, where: str) -> None:
+    """Raises StorageError where columns of a stored table have other types than the contract's."""
+    have = {f.name: f.dataType.simpleString() for f in stored.fields}
+    other = [
+        f"column {c.name} is {have[c.name]}, expected {c.type.simpleString()}"
+        for c in table.columns
+        if c.name in have and have[c.name] != c.type.simpleString()
+    ]
+    if other:
+        raise StorageError(
+            f"table {table.name} in {where} was written by an incompatible version of twinlib: {'; '.join(other)}. "
+            "Move the folder away and refresh to build the table anew"
+        )
+
+
+def local_folder(root: str) -> Path | None:
+    """Absolute folder of a root on a local disk; None where the root is a URI of another file system."""
+    path = re.sub(r"^file:(//)?(?=/)", "", root)
+    return None if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/", path) else Path(path).absolute()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only the owner may enter (an existing one keeps its permissions). Raises StorageError."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            os.mkdir(folder, 0o700)
+    except OSError as e:
+        raise StorageError(f"folder {folder} cannot be made: {e.strerror}") from None
