@@ -10,7 +10,6 @@ import pint
 from twinlib.errors import ConfigError
 from twinlib.fusion.vocabulary import Affine, Quantity, Vocabulary
 
-SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PER_TIME = ("h", "min", "d")
 
 

@@ -1,0 +1,109 @@
+"""Time stamps: texts to instants in UTC, with the local offset, daylight-saving gaps and folds, and undecided day/month order.
+
+Spark's session runs in UTC, so a wall-clock reading is held as the timestamp that shows the same digits in UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from twinlib.sources.mapping import Clock
+
+_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?\s?([Zz]|[+-]\d{2}:?\d{2})?$"
+_DESIGNATOR = r"\d\s?([Zz]|[+-]\d{2}:?\d{2})$"
+_FOLDS = (30, 60, 120)  # minutes by which clocks are set back somewhere on earth
+AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
+
+
+def parsed(text: Column, formats: Sequence[str]) -> Column:
+    """Wall-clock reading (or instant, where the text has a zone) by the first format that fits; null where none does."""
+    return F.coalesce(*[_one(text, f) for f in formats])
+
+
+def _one(text: Column, pattern: str) -> Column:
+    if pattern == "iso":
+        return F.when(text.rlike(_ISO), F.try_to_timestamp(F.regexp_replace(text, r"\s([Zz+-])", "$1")))
+    return F.try_to_timestamp(text, F.lit(pattern))
+
+
+def swapped(formats: Sequence[str]) -> list[str]:
+    """The formats with day and month in each other's place."""
+    return [re.sub(r"d+|M+", lambda m: m[0].translate(str.maketrans("dM", "Md")), f) for f in formats]
+
+
+def explicit(text: Column, clock: Clock) -> Column:
+    """Whether the text itself names its zone."""
+    return text.rlike(_DESIGNATOR) if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
+
+
+def readings(text: Column, clock: Clock) -> list[Column]:
+    """Columns `first` and `second` of a text: as the formats say, and with day and month swapped (null unless order is auto)."""
+    other = parsed(text, swapped(clock.formats)) if clock.order == "auto" else F.lit(None).cast("timestamp")
+    return [parsed(text, clock.formats), other]
+
+
+def date_orders(df: DataFrame) -> DataFrame:
+    """(file, date_order) of files read with order auto: `first`, `second`, or `ambiguous` where the dates do not tell.
+
+    A row tells when only one of the two readings exists. 95 % of the rows that tell must agree; without any that tells,
+    all readings must be the same either way round.
+    """
+    first, second = F.col("first"), F.col("second")
+    only_first, only_second = first.isNotNull() & second.isNull(), first.isNull() & second.isNotNull()
+    counts = df.groupBy("file").agg(
+        F.count_if(only_first).alias("a"), F.count_if(only_second).alias("b"), F.count_if(first != second).alias("open")
+    )
+    a, b = F.col("a"), F.col("b")
+    decided = (
+        F.when((a + b == 0) & (F.col("open") == 0), "first")
+        .when((a + b > 0) & (a >= AGREEMENT * (a + b)), "first")
+        .when((a + b > 0) & (b >= AGREEMENT * (a + b)), "second")
+        .otherwise("ambiguous")
+    )
+    return counts.select("file", decided.alias("date_order"))
+
+
+def to_utc(wall: Column, named: Column, clock: Clock, offset: Column) -> Column:
+    """Instant in UTC of a wall-clock reading. `named`: the text names its own zone; `offset`: minutes, local minus UTC."""
+    if clock.zone == "UTC":
+        return wall
+    if clock.zone == "offset":
+        return F.when(named, wall).otherwise(shifted(wall, -offset))
+    return F.when(named, wall).otherwise(F.to_utc_timestamp(wall, clock.zone))
+
+
+def local_offset(utc: Column, clock: Clock, offset: Column) -> Column:
+    """Local time minus UTC in minutes, null where the source does not tell."""
+    if clock.offset_column is not None:
+        return offset
+    zone = clock.local_zone or clock.zone
+    if zone == "UTC":
+        return F.lit(None).cast("int")
+    return _minutes_between(F.from_utc_timestamp(utc, zone), utc)
+
+
+def nonexistent(wall: Column, utc: Column, named: Column, clock: Clock) -> Column:
+    """The wall-clock reading lies in a gap of daylight saving."""
+    if clock.zone in ("UTC", "offset"):
+        return F.lit(False)
+    return ~named & (F.from_utc_timestamp(utc, clock.zone) != wall)
+
+
+def ambiguous(wall: Column, utc: Column, named: Column, clock: Clock) -> Column:
+    """The wall-clock reading happened twice; its instant is the earlier one."""
+    if clock.zone in ("UTC", "offset"):
+        return F.lit(False)
+    again = [F.from_utc_timestamp(shifted(utc, F.lit(m)), clock.zone) == wall for m in _FOLDS]
+    return ~named & (again[0] | again[1] | again[2])
+
+
+def shifted(time: Column, minutes: Column) -> Column:
+    return F.timestamp_micros(F.unix_micros(time) + minutes.cast("bigint") * 60_000_000)
+
+
+def _minutes_between(a: Column, b: Column) -> Column:
+    return F.round((F.unix_micros(a) - F.unix_micros(b)) / 60_000_000).cast("int")

@@ -1,0 +1,90 @@
+"""What every entry of every source means, resolved against the vocabulary: the small table that records are joined with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from twinlib.fusion.units import Converter, converter
+from twinlib.fusion.vocabulary import Affine, Agent, Quantity, Range, Vocabulary
+from twinlib.sources.records import Meaning, Source
+
+FIXED = ""  # unit text of records whose unit is declared in the mapping
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry: its number in the run, the number of its source (priority: lower wins), and how its numbers are read."""
+
+    number: int
+    origin: int
+    meaning: Meaning
+    plausible: Range | None = None
+    canonical: str = ""
+    adds: bool = False
+    units: tuple[tuple[str, Affine], ...] = ()  # unit text -> conversion
+    alternatives: tuple[Affine, ...] = ()  # of the units that the numbers might be in by mistake
+
+
+def interpret(sources: Sequence[Source], vocabulary: Vocabulary) -> list[Entry]:
+    """All entries in order. Raises ConfigError where a signal, agent, kind or unit is unknown."""
+    meanings = [(origin, m) for origin, source in enumerate(sources) for m in source.meanings]
+    return [_entry(number, origin, m, vocabulary) for number, (origin, m) in enumerate(meanings)]
+
+
+def _entry(number: int, origin: int, meaning: Meaning, vocabulary: Vocabulary) -> Entry:
+    entry = Entry(number, origin, meaning)
+    if meaning.target == "observation":
+        quantity = vocabulary.signal(meaning.name, meaning.where)
+        return _with_units(replace(entry, plausible=quantity.plausible), quantity, vocabulary)
+    if meaning.target == "exposure":
+        quantity, plausible = vocabulary.agent(meaning.name, meaning.kind, meaning.where)
+        return _with_units(replace(entry, plausible=plausible, adds=_adds(quantity, meaning)), quantity, vocabulary)
+    return entry
+
+
+def _adds(agent: Agent, meaning: Meaning) -> bool:
+    return meaning.kind == "dose" and agent.same_instant == "add"
+
+
+def _with_units(entry: Entry, quantity: Quantity, vocabulary: Vocabulary) -> Entry:
+    m = entry.meaning
+    convert: Converter = converter(vocabulary, m.name, quantity, m.kind)
+    units: dict[str, Affine] = {}
+    if m.value.unit_column:
+        units |= convert.table()
+        units |= {text: convert.of(unit, m.where) for text, unit in m.value.units.items()}
+    if m.value.unit:
+        units[FIXED] = convert.of(m.value.unit, m.where)
+    alternatives = tuple(dict.fromkeys(convert.of(u, m.where) for u in convert.units))
+    return replace(entry, canonical=convert.canonical, units=tuple(units.items()), alternatives=alternatives)
+
+
+def entry_frame(spark: SparkSession, entries: Sequence[Entry]) -> DataFrame:
+    """One row per entry: what is the same for all of its records."""
+    affine = pa.struct([("factor", pa.float64()), ("offset", pa.float64())])
+    schema = pa.schema([
+        ("entry", pa.int32()), ("origin", pa.int32()), ("source", pa.string()), ("target", pa.string()), ("name", pa.string()),
+        ("kind", pa.string()), ("adds", pa.bool_()), ("low", pa.float64()), ("low_open", pa.bool_()), ("high", pa.float64()),
+        ("duration_seconds", pa.float64()), ("alternatives", pa.list_(affine)),
+    ])
+    rows = [
+        {
+            "entry": e.number, "origin": e.origin, "source": e.meaning.source, "target": e.meaning.target, "name": e.meaning.name,
+            "kind": e.meaning.kind, "adds": e.adds, "duration_seconds": e.meaning.duration_seconds,
+            "low": e.plausible and e.plausible.low, "low_open": e.plausible and e.plausible.above is not None,
+            "high": e.plausible and e.plausible.to, "alternatives": [a.model_dump() for a in e.alternatives],
+        }
+        for e in entries
+    ]
+    return spark.createDataFrame(pa.Table.from_pylist(rows, schema))
+
+
+def unit_frame(spark: SparkSession, entries: Sequence[Entry]) -> DataFrame:
+    """One row per entry and unit text: entry, unit, factor, shift (canonical = factor * value + shift)."""
+    schema = pa.schema([("entry", pa.int32()), ("unit", pa.string()), ("factor", pa.float64()), ("shift", pa.float64())])
+    rows = [{"entry": e.number, "unit": text, "factor": a.factor, "shift": a.offset} for e in entries for text, a in e.units]
+    return spark.createDataFrame(pa.Table.from_pylist(rows, schema))

@@ -1,0 +1,259 @@
+"""The mapping file: how the files of one export become observations, exposures and patients (docs/sources.md)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from twinlib.config import Strict, read_yaml, validate
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Scalar = Annotated[str, BeforeValidator(lambda v: str(v).lower() if isinstance(v, bool) else str(v) if isinstance(v, int | float) else v)]
+Texts = Annotated[tuple[Scalar, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,))]
+Filter = dict[str, Texts]
+SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _pattern(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except re.error as e:
+        raise ValueError(f"not a regular expression: {e}") from None
+    if groups != 1:
+        raise ValueError("the pattern needs exactly one group, which captures the patient's id")
+    return text
+
+
+def _zone(name: str) -> str:
+    if name != "offset":
+        try:
+            ZoneInfo(name)
+        except Exception:  # ZoneInfo raises several kinds of error on a name that is no zone
+            raise ValueError(f"unknown time zone {name!r}; expected an IANA name such as Europe/London, UTC, or offset") from None
+    return name
+
+
+class PatientId(Strict):
+    """The patient of a row: a column, the one group of a pattern on the file's relative path, or one constant."""
+
+    column: str | None = None
+    file: Annotated[str, BeforeValidator(_pattern)] | None = None
+    constant: Scalar | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if sum(x is not None for x in (self.column, self.file, self.constant)) != 1:
+            raise ValueError("give exactly one of `column`, `file` and `constant`")
+        return self
+
+    def of_file(self, relative: str) -> str | None:
+        """Raw id of every row in the file, None where it is in a column or the path does not match."""
+        if self.file is None:
+            return self.constant
+        found = re.search(self.file, relative)
+        return found[1] if found else None
+
+
+class Clock(Strict):
+    """How a time stamp is read.
+
+    column: one column, or several that are joined with a space (date and time).
+    formats: `iso`, or patterns of Java's DateTimeFormatter; the first that fits is taken.
+    order: `auto` = decide per file whether day and month are to be swapped in the formats.
+    zone: IANA name of the clock that wrote the texts; `offset` = local time, UTC is local minus `offset_column` (minutes).
+    offset_column: local time minus UTC in minutes. local_zone: where the patient lived, when the texts are UTC.
+    """
+
+    column: Texts
+    formats: Annotated[Texts, Field(min_length=1)] = ("iso",)
+    order: Literal["fixed", "auto"] = "fixed"
+    zone: Annotated[str, BeforeValidator(_zone)]
+    offset_column: str | None = None
+    local_zone: Annotated[str, BeforeValidator(_zone)] | None = None
+
+    @field_validator("formats")
+    @classmethod
+    def _known_letters(cls, formats):
+        for text in formats:
+            bare = re.sub(r"'[^']*'", "", text)
+            if text != "iso" and (not re.fullmatch(r"[yuMdHhmsSaX:/.,\- ]+", bare) or not re.search("[yu]", bare)):
+                raise ValueError(
+                    f"unknown time format {text!r}; expected iso, or a pattern such as d/M/yyyy H:mm "
+                    "(letters y M d H h m s S a X, other text in single quotes)"
+                )
+        return formats
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.zone == "offset" and self.offset_column is None:
+            raise ValueError("zone offset needs `offset_column`")
+        if self.local_zone is not None and self.zone != "UTC":
+            raise ValueError("`local_zone` goes with zone UTC only")
+        if self.order == "auto" and any(f == "iso" or "MMM" in f or not ("d" in f and "M" in f) for f in self.formats):
+            raise ValueError("order auto needs formats with day and month as numbers, such as d/M/yyyy")
+        return self
+
+
+class Value(Strict):
+    """A number: a column or a constant, with its unit. `texts` are words that stand for a number (Low, High)."""
+
+    column: str | None = None
+    constant: float | None = None
+    unit: str | None = None
+    unit_column: str | None = None
+    units: dict[Scalar, str] = {}  # text in the unit column -> unit
+    decimal: Literal[".", ","] = "."
+    texts: dict[Scalar, float] = {}
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if (self.column is None) == (self.constant is None):
+            raise ValueError("give exactly one of `column` and `constant`")
+        if self.unit is None and self.unit_column is None:
+            raise ValueError("a number needs `unit` or `unit_column`")
+        return self
+
+
+class Duration(Strict):
+    column: str
+    unit: Literal[tuple(SECONDS)]
+
+
+class Attributes(Strict):
+    """Stable attributes of a patient. `sex_values` maps the file's codes to female, male, other, unknown."""
+
+    sex: str | None = None
+    sex_values: dict[Scalar, Literal["female", "male", "other", "unknown"]] = {}
+    birth_date: str | None = None
+    birth_date_format: str = "yyyy-MM-dd"
+    birth_year: str | None = None
+
+    @model_validator(mode="after")
+    def _one_birth(self):
+        if self.birth_date is not None and self.birth_year is not None:
+            raise ValueError("give at most one of `birth_date` and `birth_year`")
+        return self
+
+
+class Entry(Strict):
+    """One kind of record that rows of a file give; exactly one of observation, exposure and patient."""
+
+    name: Name | None = None
+    when: Filter = {}
+    unless: Filter = {}
+    optional: bool = False  # a row without a value is of no interest, instead of faulty
+    observation: str | None = None
+    exposure: str | None = None
+    kind: Literal["dose", "rate"] = "dose"
+    value: Value | None = None
+    time: Clock | None = None
+    end: str | None = None
+    duration: Duration | None = None
+    available_at: str | None = None
+    label: str | None = None
+    patient: Attributes | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if sum(x is not None for x in (self.observation, self.exposure, self.patient)) != 1:
+            raise ValueError("give exactly one of `observation`, `exposure` and `patient`")
+        if (self.patient is None) == (self.value is None):
+            raise ValueError("an observation or exposure needs `value`; a patient has none")
+        if self.exposure is None:
+            extra = [k for k in ("end", "duration", "label") if getattr(self, k) is not None]
+            if extra or "kind" in self.model_fields_set:
+                raise ValueError(f"{', '.join(extra) or 'kind'} goes with an exposure only")
+        if self.end is not None and self.duration is not None:
+            raise ValueError("give at most one of `end` and `duration`")
+        return self
+
+    @property
+    def columns(self) -> set[str]:
+        """Columns the entry reads from a file, the clock's aside."""
+        v, p = self.value, self.patient
+        named = [self.end, self.duration and self.duration.column, self.available_at, self.label]
+        named += [v.column, v.unit_column] if v else []
+        named += [p.sex, p.birth_date, p.birth_year] if p else []
+        return {c for c in named if c} | set(self.when) | set(self.unless)
+
+
+class FileGroup(Strict):
+    """Files of one layout. `missing` are the texts of an empty cell; `hide` are columns that quarantine must not keep."""
+
+    name: Name
+    glob: Texts
+    format: Literal["csv", "json", "parquet"]
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
+    quoted_newlines: bool = False
+    skip_rows: Annotated[int, Field(ge=0)] = 0
+    header: tuple[str, ...] | None = None  # names of the columns where the file has no header row
+    encoding: str = "utf-8"
+    missing: Texts = ("",)
+    hide: Texts = ()
+    patient: PatientId
+    time: Clock | None = None
+    entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name):
+        try:
+            "".encode(name)
+        except LookupError:
+            raise ValueError(f"unknown encoding {name!r}") from None
+        return name
+
+    @model_validator(mode="after")
+    def _complete(self):
+        names = [e.name for e in self.entries]
+        if len(names) > 1 and (None in names or len(set(names)) < len(names)):
+            raise ValueError(f"files {self.name}: several entries need different names")
+        for entry in self.entries:
+            if entry.patient is None and self.clock(entry) is None:
+                raise ValueError(f"files {self.name}: `time` is missing")
+        return self
+
+    def clock(self, entry: Entry) -> Clock | None:
+        return None if entry.patient else entry.time or self.time
+
+    def columns(self, entry: Entry) -> set[str]:
+        """Every column that the entry reads."""
+        return entry.columns | self._shared(entry)
+
+    def required(self, entry: Entry) -> set[str]:
+        """Columns without which a file cannot be read for the entry. Others may lack where no row of a file needs them."""
+        if self.format == "json":
+            return set()
+        if entry.optional:
+            return self._shared(entry)
+        return self._shared(entry) | (set(entry.when) or entry.columns)
+
+    def _shared(self, entry: Entry) -> set[str]:
+        clock = self.clock(entry)
+        times = {*clock.column, *([clock.offset_column] if clock.offset_column else [])} if clock else set()
+        return times | ({self.patient.column} if self.patient.column else set())
+
+
+class Mapping(Strict):
+    """namespace: keeps patients of this export apart from others whose ids happen to be the same."""
+
+    name: Name
+    namespace: str = ""
+    files: Annotated[tuple[FileGroup, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _different_names(self):
+        names = [g.name for g in self.files]
+        if len(set(names)) < len(names):
+            raise ValueError("files: every group needs its own name")
+        return self
+
+
+def load_mapping(path: str | Path) -> Mapping:
+    """The mapping in a YAML file. Raises ConfigError with every problem and its place."""
+    return validate(Mapping, read_yaml(path), path)

@@ -1,0 +1,300 @@
+"""CSV, JSON and Parquet files as blocks of text columns with exact line numbers. Faulty rows are returned, not raised.
+
+Parsing is done by Arrow (CSV, Parquet) and DuckDB (JSON), a block of rows at a time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from twinlib.sources.mapping import FileGroup
+
+BLOCK_BYTES = 16 << 20
+BLOCK_ROWS = 65_536
+
+
+class Unreadable(Exception):
+    """The rest of a file cannot be used. `code` is the reason; `detail` says what was expected."""
+
+    def __init__(self, code: str, detail: str):
+        super().__init__(detail)
+        self.code, self.detail = code, detail
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one file: line (n,) from 1, columns of n texts (null = absent), and rows that could not be split in fields.
+
+    record: the rows as JSON text where the file holds JSON; otherwise it is made from `columns` when it is needed.
+    """
+
+    lines: np.ndarray
+    columns: dict[str, pa.Array]
+    record: pa.Array | None = None
+    faulty: list[tuple[int, str]] = field(default_factory=list)
+
+
+def read(group: FileGroup, stream: BinaryIO, wanted: set[str], required: set[str]) -> Iterator[Block]:
+    """Blocks of a file. CSV and Parquet give all columns of the file, JSON the wanted ones; a wanted column that the file
+    lacks is null. Raises Unreadable where a required column lacks or the file is broken, also after some blocks.
+    """
+    try:
+        if group.format == "json":
+            yield from _json(group, stream, wanted)
+            return
+        for block in (_csv if group.format == "csv" else _parquet)(group, stream, required):
+            absent = wanted - set(block.columns)
+            nulls = dict.fromkeys(absent, pa.nulls(len(block.lines), pa.string()))
+            yield replace(block, columns={**block.columns, **nulls}) if absent else block
+    except (pa.ArrowInvalid, OSError, EOFError) as e:
+        raise Unreadable("unreadable_file", f"not a readable {group.format} file ({type(e).__name__})") from None
+
+
+def header(group: FileGroup, stream: BinaryIO) -> list[str]:
+    """Names of a file's columns; of JSON, the keys of its first records. Raises Unreadable."""
+    if group.format == "csv":
+        return next(_text_with_header(group, stream))[0]
+    try:
+        if group.format == "parquet":
+            return pq.ParquetFile(stream).schema_arrow.names
+        first = next(_json(group, stream, set()), None)
+        return _json_keys(first.record) if first else []
+    except (pa.ArrowInvalid, OSError) as e:
+        raise Unreadable("unreadable_file", f"not a readable {group.format} file ({type(e).__name__})") from None
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _decoded(stream: BinaryIO, encoding: str, whole: bool) -> Iterator[tuple[bytes, int]]:
+    """UTF-8 pieces of whole lines, each with the number of lines before it. Undecodable bytes become U+FFFD."""
+    decoder, rest, lines, first = codecs.getincrementaldecoder(encoding)(errors="replace"), "", 0, True
+    while True:
+        raw = stream.read() if whole else stream.read(BLOCK_BYTES)
+        text = decoder.decode(raw, final=not raw)
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False
+        text = rest + text
+        cut = len(text) if not raw else text.rfind("\n") + 1
+        piece, rest = text[:cut], text[cut:]
+        if piece:
+            yield piece.encode(), lines
+            lines += piece.count("\n")
+        if not raw:
+            return
+
+
+def _text_with_header(group: FileGroup, stream: BinaryIO) -> Iterator[tuple[list[str], bytes, int]]:
+    """(column names, piece without header, lines before the piece)."""
+    names = list(group.header) if group.header else None
+    skip = group.skip_rows + (names is None)
+    for piece, lines in _decoded(stream, group.encoding, group.quoted_newlines):
+        if lines == 0 and skip:
+            head = piece.split(b"\n", skip)
+            if len(head) < skip or not any(head[:skip]):
+                raise Unreadable("unreadable_file", f"expected a header in line {skip}")
+            if names is None:
+                quote = {"quotechar": group.quote} if group.quote else {"quoting": csv.QUOTE_NONE}
+                names = _distinct(next(csv.reader([head[skip - 1].decode().rstrip("\r")], delimiter=group.delimiter, **quote), []))
+            piece, lines = (head[skip] if len(head) > skip else b""), skip
+        yield names, piece, lines
+    if names is None:
+        raise Unreadable("unreadable_file", "the file is empty; expected a header")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names without blanks around; a nameless or repeated column gets its number."""
+    result: list[str] = []
+    for k, name in enumerate(names, 1):
+        name = name.strip() or f"column_{k}"
+        result.append(name if name not in result else f"{name}_{k}")
+    return result
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def _csv(group: FileGroup, stream: BinaryIO, required: set[str]) -> Iterator[Block]:
+    for names, piece, before in _text_with_header(group, stream):
+        _require(required, names)
+        if not piece:
+            continue
+        block = _parse(group, names, piece, before)
+        if not group.quoted_newlines and _has_newline(block):
+            piece, unclosed = _without_unclosed_quotes(group, piece, before)
+            block = _parse(group, names, piece, before)
+            block = Block(block.lines, block.columns, None, block.faulty + unclosed)
+        yield _without_blank_rows(block, {line for line, _ in block.faulty})
+
+
+def _parse(group: FileGroup, names: list[str], piece: bytes, before: int) -> Block:
+    bad: list[tuple[int, str]] = []
+
+    def keep(row) -> str:
+        bad.append((row.number, row.text if isinstance(row.text, str) else row.text.decode(errors="replace")))
+        return "skip"
+
+    table = pyarrow.csv.read_csv(
+        pa.BufferReader(piece),
+        pyarrow.csv.ReadOptions(use_threads=False, column_names=names, block_size=len(piece) + 1),
+        pyarrow.csv.ParseOptions(
+            delimiter=group.delimiter, quote_char=group.quote or False, newlines_in_values=True, ignore_empty_lines=False,
+            invalid_row_handler=keep,
+        ),
+        pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
+    )
+    columns = {n: c.combine_chunks() if c.num_chunks != 1 else c.chunk(0) for n, c in zip(names, table.columns)}
+    numbers = np.array([n for n, _ in bad], np.int64)
+    good = np.setdiff1d(np.arange(1, table.num_rows + len(bad) + 1), numbers, assume_unique=True)
+    extra = np.zeros(table.num_rows + len(bad) + 1, np.int64)  # line breaks inside each record
+    for column in columns.values():
+        extra[good] += pc.count_substring(column, "\n").to_numpy(zero_copy_only=False)
+    extra[numbers] = [text.count("\n") for _, text in bad]
+    line = before + np.arange(len(extra)) + np.concatenate([[0], np.cumsum(extra)[:-1]])
+    return Block(line[good], columns, None, [(int(line[n]), text) for n, text in bad if text.strip()])
+
+
+def _has_newline(block: Block) -> bool:
+    return any("\n" in text for _, text in block.faulty) or any(
+        pc.any(pc.match_substring(c, "\n")).as_py() for c in block.columns.values()
+    )
+
+
+def _without_unclosed_quotes(group: FileGroup, piece: bytes, before: int) -> tuple[bytes, list[tuple[int, str]]]:
+    """`piece` with the lines blanked that open a quotation and do not close it; one such line must not swallow the rest."""
+    quote, lines, unclosed = group.quote.encode(), piece.split(b"\n"), []
+    for k, line in enumerate(lines):
+        if line.count(quote) % 2:
+            unclosed.append((before + k + 1, line.decode().rstrip("\r")))
+            lines[k] = b""
+    return b"\n".join(lines), unclosed
+
+
+def _without_blank_rows(block: Block, faulty: set[int]) -> Block:
+    """Without lines that hold nothing at all. Rows of empty cells between delimiters are rows, but not these."""
+    filled = np.zeros(len(block.lines), bool)
+    for column in block.columns.values():
+        filled |= pc.greater(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    if faulty:
+        filled &= ~np.isin(block.lines, list(faulty))
+    if filled.all():
+        return block
+    keep = pa.array(filled)
+    return Block(block.lines[filled], {n: c.filter(keep) for n, c in block.columns.items()}, None, block.faulty)
+
+
+def _require(required: set[str], names: list[str]) -> None:
+    missing = sorted(required - set(names))
+    if missing:
+        raise Unreadable("missing_column", f"no column {', '.join(missing)}")
+
+
+# --- Parquet ----------------------------------------------------------------------------------------------------------
+
+
+def _parquet(group: FileGroup, stream: BinaryIO, required: set[str]) -> Iterator[Block]:
+    file, before = pq.ParquetFile(stream), 0
+    _require(required, file.schema_arrow.names)
+    for batch in file.iter_batches(batch_size=BLOCK_ROWS):
+        columns = {n: _as_text(c) for n, c in zip(batch.schema.names, batch.columns)}
+        yield Block(before + np.arange(1, batch.num_rows + 1), columns)
+        before += batch.num_rows
+
+
+def _as_text(column: pa.Array) -> pa.Array:
+    if pa.types.is_nested(column.type):
+        return pa.array([None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string())
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column.cast(pa.string())
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def json_path(column: str) -> str:
+    """`a.b[0].c` as a JSON path."""
+    return "$" + "".join(f"[{i}]" if i else f'."{k}"' for k, i in re.findall(r'([^.\[\]"\']+)|\[(\d+)\]', column))
+
+
+def _json(group: FileGroup, stream: BinaryIO, wanted: set[str]) -> Iterator[Block]:
+    """An array of objects, or one object per line."""
+    with duckdb.connect(config={"threads": 1}) as db:
+        pieces = _decoded(stream, group.encoding, whole=False)
+        head = next(pieces, None)
+        if head is None:
+            return
+        if head[0].lstrip()[:1] == b"[":
+            text = b"".join([head[0], *(piece for piece, _ in pieces)]).decode()
+            try:
+                records = db.sql("SELECT unnest(from_json($1, '[\"JSON\"]')) AS r", params=[text]).to_arrow_table()["r"]
+            except duckdb.Error:
+                raise Unreadable("unreadable_file", "not a JSON array") from None
+            for start in range(0, len(records), BLOCK_ROWS):
+                part = records.slice(start, BLOCK_ROWS).combine_chunks().cast(pa.string())
+                yield _json_block(db, part, start + np.arange(1, len(part) + 1), wanted)
+            return
+        for piece, before in (head, *pieces):
+            lines = pa.array(piece.decode().split("\n"), pa.string())
+            lines = pc.utf8_trim(lines, " \t\r\ufeff\u200b")
+            numbers = before + np.arange(1, len(lines) + 1)
+            filled = pc.not_equal(lines, "")
+            yield _json_block(db, lines.filter(filled), numbers[filled.to_numpy(zero_copy_only=False)], wanted)
+
+
+def _json_block(db: duckdb.DuckDBPyConnection, records: pa.Array, lines: np.ndarray, wanted: set[str]) -> Block:
+    db.register("raw", pa.table({"r": records}))
+    valid = db.sql("SELECT coalesce(TRY(json_type(r)) = 'OBJECT', false) AS ok FROM raw").to_arrow_table()["ok"].combine_chunks()
+    ok = valid.to_numpy(zero_copy_only=False)
+    faulty = [(int(n), str(t)) for n, t in zip(lines[~ok], records.filter(pc.invert(valid)).to_pylist())]
+    records = records.filter(valid)
+    names = sorted(wanted)
+    columns: dict[str, pa.Array] = {}
+    if names:
+        db.register("good", pa.table({"r": records}))
+        picked = ", ".join(f"""r ->> '{json_path(n).replace("'", "''")}' AS c{k}""" for k, n in enumerate(names))
+        table = db.sql(f"SELECT {picked} FROM good").to_arrow_table()
+        columns = {n: table.column(k).combine_chunks().cast(pa.string()) for k, n in enumerate(names)}
+    return Block(lines[ok], columns, records, faulty)
+
+
+def _json_keys(records: pa.Array) -> list[str]:
+    with duckdb.connect(config={"threads": 1}) as db:
+        db.register("good", pa.table({"r": records}))
+        return sorted(k for (k,) in db.sql("SELECT DISTINCT unnest(json_keys(r)) FROM good").fetchall())
+
+
+# --- records as JSON text ---------------------------------------------------------------------------------------------
+
+
+def json_texts(columns: dict[str, pa.Array]) -> pa.Array:
+    """One JSON object of texts per row."""
+    parts: list = []
+    for k, (name, column) in enumerate(columns.items()):
+        if pc.any(pc.match_substring_regex(column, r'["\\\x00-\x1f]')).as_py():
+            for raw, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+                column = pc.replace_substring(column, raw, escaped)
+            column = pc.replace_substring_regex(column, r"[\x00-\x1f]", "\ufffd")
+        text = pc.binary_join_element_wise('"', column, '"', "")
+        parts += [("{" if k == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":", pc.fill_null(text, "null")]
+    return pc.binary_join_element_wise(*parts, "}", "")
+
+
+def masked_json(records: pa.Array, patches: pa.Array) -> pa.Array:
+    """`records` with the members of `patches` (JSON objects) in place of their own."""
+    with duckdb.connect(config={"threads": 1}) as db:
+        db.register("t", pa.table({"r": records, "p": patches}))
+        return db.sql("SELECT json_merge_patch(r, p)::VARCHAR AS r FROM t").to_arrow_table()["r"].combine_chunks()

@@ -1,0 +1,59 @@
+"""The seam between sources and fusion: raw records as text, one schema for every kind of source.
+
+A source (mapped files today; OMOP and FHIR later) gives `entries`, which say what its records mean, and `records`, the
+frame of RECORDS. Units, clocks, rules, duplicates, quarantine and counts are the same for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from twinlib.sources.mapping import Attributes, Clock, Value
+
+# One row per record that an entry selects; besides, one row per file with `ignored` set and nothing else (the tally).
+# Texts are trimmed, null where empty. `fault` is a reason code found while reading, `detail` its expectation.
+RECORDS = (
+    "entry int, file string, line bigint, patient_id string, time string, end string, available string, offset string, "
+    "value string, unit string, duration string, label string, sex string, birth_date string, "
+    "fault string, detail string, record string, ignored bigint"
+)
+_ARROW = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string()}
+RECORDS_ARROW = pa.schema([(name, _ARROW[kind]) for name, kind in (column.split() for column in RECORDS.split(", "))])
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the records of one entry are. `where` is its place for error messages.
+
+    target none: the layout of a file itself, which holds rows that no entry wants or that cannot be split in fields.
+    """
+
+    source: str
+    group: str
+    where: str
+    target: Literal["observation", "exposure", "patient", "none"]
+    name: str = ""
+    kind: Literal["dose", "rate"] | None = None
+    clock: Clock | None = None
+    value: Value | None = None
+    duration_seconds: float | None = None
+    attributes: Attributes | None = None
+    has_end: bool = False
+    has_available: bool = False
+
+
+class Source(Protocol):
+    """`records(first)` numbers its entries from `first` in the order of `meanings`."""
+
+    name: str
+    meanings: tuple[Meaning, ...]
+
+    def check(self) -> None:
+        """Raises ConfigError or DataError for everything that can be known before work starts."""
+
+    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
+        """The source's records (RECORDS), patients already under their pseudonyms."""
