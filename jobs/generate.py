@@ -22,7 +22,8 @@ def main(config: Annotated[Path, typer.Option(help="run configuration (YAML) wit
     except TwinlibError as e:
         typer.echo(f"error: {e}", err=True)
         raise typer.Exit(e.exit_code) from None
-    typer.echo(f"{run.generate.root}: {run.generate.patients} patients, {run.generate.days} days, {'written' if made else 'there already'}")
+    cohort, done = run.generate, "written" if made else "there already"
+    typer.echo(f"{cohort.root}: {cohort.patients} patients, {cohort.days} days, {done}")
 
 
 if __name__ == "__main__":

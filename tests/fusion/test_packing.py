@@ -12,10 +12,15 @@ from twinlib.tables.schemas import TIMELINES
 
 UTC = timezone.utc
 MONDAY = datetime(2026, 1, 5, tzinfo=UTC)  # 20458 days after 1970-01-05 - 4: a multiple of 7
-EPISODES = EpisodeConfig(days=7, minimum_readings=3, minimum_wear_hours=0.5, require=("insulin_bolus", "carbohydrate"), body_weight_kg=70)
+EPISODES = EpisodeConfig(
+    days=7, minimum_readings=3, minimum_wear_hours=0.5, require=("insulin_bolus", "carbohydrate"), body_weight_kg=70
+)
 INPUTS = ("insulin_bolus", "insulin_basal", "insulin_long_acting", "carbohydrate")
 OBSERVATION = "patient_id string, signal string, time timestamp, value double, utc_offset_minutes int, available_at timestamp"
-EXPOSURE = "patient_id string, agent string, kind string, start timestamp, end timestamp, amount double, label string, utc_offset_minutes int"
+EXPOSURE = (
+    "patient_id string, agent string, kind string, start timestamp, end timestamp, amount double, label string, "
+    "utc_offset_minutes int"
+)
 
 
 def at(minutes: float) -> datetime:
@@ -35,7 +40,10 @@ def enough(patient, offset=0, shift=0):
     first = 1440 + shift - offset
     return (
         [reading(patient, first + 5 * k, 100 + k, offset) for k in range(6)],
-        [event(patient, "insulin_bolus", first, 4, offset=offset), event(patient, "carbohydrate", first + 5, 45, label="lunch", offset=offset)],
+        [
+            event(patient, "insulin_bolus", first, 4, offset=offset),
+            event(patient, "carbohydrate", first + 5, 45, label="lunch", offset=offset),
+        ],
     )
 
 
@@ -51,7 +59,8 @@ def cases() -> tuple[list, list, list]:
     add([reading("slots", m, v) for m, v in ((0, 100), (2.4, 110), (2.6, 200), (4, 210), (7.4, 220), (60 * 24 * 7 - 2.6, 90))])
     add([reading("slots", 7 * 1440 - 2.4, 80)])  # nearer to the next week's midnight
     add(*enough("west", offset=-480))
-    add([reading("west", 7 * 1440 + 479, 150, -480), reading("west", 7 * 1440 + 480, 160, -480)])  # Sunday 23:59 and Monday 00:00 there
+    # Sunday 23:59 and Monday 00:00 there
+    add([reading("west", 7 * 1440 + 479, 150, -480), reading("west", 7 * 1440 + 480, 160, -480)])
     # pump rates: before the start, changes, a stated end, an open end, over the end of the episode
     add(enough("rates")[0], [
         event("rates", "insulin_basal", -90, 1.0, "rate"), event("rates", "insulin_basal", 30, 2.0, "rate"),
@@ -120,7 +129,8 @@ def inputs(row, agent) -> list[tuple]:
 def test_a_plain_episode(rows):
     r = rows["plain", "2026-01-05"]
     assert (r["status"], r["reason"], r["model"]) == ("ready", None, "glucose_insulin")
-    assert r["start"].replace(tzinfo=UTC) == MONDAY and (r["minutes"], r["step_minutes"], r["utc_offset_minutes"]) == (10080, 5, 0)
+    assert r["start"].replace(tzinfo=UTC) == MONDAY
+    assert (r["minutes"], r["step_minutes"], r["utc_offset_minutes"]) == (10080, 5, 0)
     assert filled(r) == {288 + k: 100.0 + k for k in range(6)} and r["wear_fraction"] == 6 / 2016
     assert inputs(r, "insulin_bolus") == [(1440, 4, 0, "")] and inputs(r, "carbohydrate") == [(1445, 45, 0, "lunch")]
     assert inputs(r, "insulin_basal") == [] and [i["input"] for i in r["inputs"]] == list(INPUTS)
@@ -162,7 +172,8 @@ def test_weight_is_what_was_known_at_the_start(rows):
 
 @pytest.mark.parametrize("patient, episode, reason", [
     ("nothing", "1970-01-05", "no_records"), ("no_glucose", "2026-01-19", "no_glucose"), ("few", "2026-01-05", "few_readings"),
-    ("short", "2026-01-05", "short_wear"), ("no_bolus", "2026-01-05", "no_insulin_bolus"), ("no_meal", "2026-01-05", "no_carbohydrate"),
+    ("short", "2026-01-05", "short_wear"),
+    ("no_bolus", "2026-01-05", "no_insulin_bolus"), ("no_meal", "2026-01-05", "no_carbohydrate"),
     ("two_weeks", "2026-01-26", "no_insulin_bolus"),
 ])
 def test_why_a_row_may_not_be_fitted(rows, patient, episode, reason):
@@ -228,12 +239,13 @@ def test_a_clock_change_within_the_episode(spark):
     assert sorted(rows) == [("p", "2026-03-23"), ("p", "2026-03-30")]
     first, second = rows["p", "2026-03-23"], rows["p", "2026-03-30"]
     assert filled(first) == {k: 100.0 + k for k in range(6)} | {6 * 288 + 24 + k: 200.0 + k for k in range(6)}
-    assert second["start"].replace(tzinfo=UTC) == datetime(2026, 3, 29, 23, tzinfo=UTC) and filled(second) == {k: 300.0 + k for k in range(6)}
+    assert second["start"].replace(tzinfo=UTC) == datetime(2026, 3, 29, 23, tzinfo=UTC)
+    assert filled(second) == {k: 300.0 + k for k in range(6)}
     assert inputs(first, "insulin_basal") == [(9960, 2.0, 120, "")] and inputs(second, "insulin_basal") == [(0, 2.0, 120, "")]
 
 
 def test_bad_settings_are_refused(spark):
-    frames = (spark.createDataFrame([], OBSERVATION), spark.createDataFrame([], EXPOSURE), spark.createDataFrame([], "patient_id string"))
+    frames = [spark.createDataFrame([], schema) for schema in (OBSERVATION, EXPOSURE, "patient_id string")]
     good = dict(episodes=EPISODES, model="m", signal="glucose", inputs=INPUTS, covariates=("body_weight",))
     for change, message in (
         ({"inputs": ("carbohydrate",)}, "episodes.require: insulin_bolus: no input of model m, expected some of carbohydrate"),

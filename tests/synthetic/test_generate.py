@@ -142,7 +142,8 @@ def test_headers_are_those_of_the_real_export(clean, data):
     folders = ("Glucose Data", "Insulin Data/Basal Data", "Insulin Data/Bolus Data", "Nutrition Data")
     for folder in folders:
         ours = {rows(p)[0].rstrip(",") for p in (clean / "t1d_uom" / folder).glob("*.csv")}
-        real = {p.read_bytes().decode("utf-8-sig").splitlines()[0].rstrip(",") for p in (data / "t1d_uom_core" / folder).glob("*.csv")}
+        texts = [p.read_bytes().decode("utf-8-sig") for p in (data / "t1d_uom_core" / folder).glob("*.csv")]
+        real = {text.splitlines()[0].rstrip(",") for text in texts}
         assert ours == real and len(ours) == 1
     real = {}
     for r in json.loads((data / "tidepool_jellyfish" / "example-from-j-jellyfish.json").read_text()):
@@ -185,7 +186,8 @@ def test_readings_are_five_minutes_apart_with_gaps(clean):
 
 def test_the_job_says_what_it_did_and_what_is_wrong(tmp_path):
     job = Path(__file__).resolve().parents[2] / "jobs" / "generate.py"
-    run = lambda: subprocess.run([sys.executable, str(job), "--config", str(tmp_path / "c.yaml")], capture_output=True, text=True)  # noqa: E731
+    command = [sys.executable, str(job), "--config", str(tmp_path / "c.yaml")]
+    run = lambda: subprocess.run(command, capture_output=True, text=True)  # noqa: E731
     base = f"name: demo\noutput: {tmp_path}/out\npseudonym_key: {{env: KEY}}\nsources: [{{mapping: m.yaml, root: r}}]\n"
     (tmp_path / "c.yaml").write_text(base)
     r = run()

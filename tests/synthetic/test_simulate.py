@@ -55,7 +55,8 @@ def reference(p: dict, weight: float, long_acting, rates, boluses, meals, days: 
     out[0] = y[8]
     for a, b in zip(cuts[:-1], cuts[1:]):
         at = [t for t in range(a + 1, b + 1) if t % 5 == 0]
-        run = solve_ivp(rates_of_change, (a, b), y, "DOP853", sorted({*at, b}), args=(insulin[a], carbohydrate[a]), rtol=1e-9, atol=1e-9)
+        run = solve_ivp(rates_of_change, (a, b), y, "DOP853", sorted({*at, b}), args=(insulin[a], carbohydrate[a]),
+                        rtol=1e-9, atol=1e-9)
         y = run.y[:, -1]
         for t, value in zip(at, run.y[8]):
             if t < minutes:

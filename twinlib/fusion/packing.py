@@ -4,8 +4,8 @@ Episodes are blocks of local calendar days counted from Monday 1970-01-05, so la
 has an episode for every block with a reading of the model's signal; one without any reading has one row all the same.
 
 Every record is assigned to a block by its own local time; the episode's clock is the offset of its first record (0 where none is
-known), rounded to the grid's step as the offsets of all time zones are. Where the offset changes during an episode (daylight saving,
-travel), the episode goes on in elapsed minutes, and what lies beyond its last minute is left out.
+known), rounded to the grid's step as the offsets of all time zones are. Where the offset changes during an episode (daylight
+saving, travel), the episode goes on in elapsed minutes, and what lies beyond its last minute is left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 from twinlib.config import EpisodeConfig
 from twinlib.errors import ConfigError
 from twinlib.fusion.asof import histories, known_at
-from twinlib.tables.schemas import TIMELINES
+from twinlib.tables.schemas import COVARIATES, TIMELINES
 
 MINUTE = 60_000_000  # microseconds
 DAY = 1440 * MINUTE
@@ -66,11 +66,17 @@ def _readings(observations: DataFrame, signal: str, days: int, step: int) -> Dat
     tick = _floor_div(micros + step * MINUTE // 2, step * MINUTE)
     records = (
         observations.where((F.col("signal") == signal) & (F.abs("value") < LARGEST_VALUE))
-        .select("patient_id", micros.alias("micros"), tick.alias("tick"), _offset(step).alias("offset"), F.round(F.col("value") * 1e6).cast("long").alias("value"))
+        .select(
+            "patient_id", micros.alias("micros"), tick.alias("tick"), _offset(step).alias("offset"),
+            F.round(F.col("value") * 1e6).cast("long").alias("value"),
+        )
         .repartition("patient_id")
         .select(
-            "patient_id", "value", _first(F.col("micros"), F.col("offset")).alias("first"), F.pmod("tick", F.lit(per_hour)).alias("slot"),
-            _floor_div(F.col("tick"), per_hour).alias("hour"), _block(F.col("tick") * step * MINUTE, F.col("offset"), days).alias("block"),
+            "patient_id", "value",
+            _first(F.col("micros"), F.col("offset")).alias("first"),
+            F.pmod("tick", F.lit(per_hour)).alias("slot"),
+            _floor_div(F.col("tick"), per_hour).alias("hour"),
+            _block(F.col("tick") * step * MINUTE, F.col("offset"), days).alias("block"),
         )
     )
     here = [F.when(F.col("slot") == k, F.col("value")) for k in range(per_hour)]
@@ -99,9 +105,9 @@ def _events(exposures: DataFrame, inputs: Sequence[str], days: int, step: int) -
     action = F.coalesce(*[F.when(F.col("agent") == a, m * MINUTE) for a, m in ACTION_MINUTES.items()])
     dose_end = F.col("begin") + F.coalesce(action, F.col("stated") - F.col("begin"), F.lit(0))
     is_rate = F.col("kind") == "rate"
-    spans = (
-        records.withColumn("until", F.greatest(F.when(is_rate, rate_end).otherwise(dose_end), "begin"))
-        .withColumn("amount", F.when(is_rate, F.col("amount") * (F.col("until") - F.col("begin")) / (60 * MINUTE)).otherwise(F.col("amount")))
+    hours = (F.col("until") - F.col("begin")) / (60 * MINUTE)
+    spans = records.withColumn("until", F.greatest(F.when(is_rate, rate_end).otherwise(dose_end), "begin")).withColumn(
+        "amount", F.when(is_rate, F.col("amount") * hours).otherwise(F.col("amount"))
     )
     home = _block(F.col("begin"), F.col("offset"), days)
     touched = F.when(F.col("until") == F.col("begin"), F.array(home)).otherwise(
@@ -125,7 +131,8 @@ def _grid(hours: Column, start: Column, slots: int, step: int) -> Column:
     # one empty piece at the end carries the last gap
     pieces = F.concat(inside, F.array(F.struct(end.alias("hour"), F.array().cast("array<float>").alias("values"))))
     after = F.concat(F.array(begin), F.transform(inside, lambda e: e["hour"] + 1))
-    filled = F.zip_with(pieces, after, lambda e, a: F.concat(F.array_repeat(_nan(), ((e["hour"] - a) * per_hour).cast("int")), e["values"]))
+    gap = lambda e, a: F.array_repeat(_nan(), ((e["hour"] - a) * per_hour).cast("int"))  # noqa: E731
+    filled = F.zip_with(pieces, after, lambda e, a: F.concat(gap(e, a), e["values"]))
     return F.slice(F.flatten(filled), (tick - begin * per_hour + 1).cast("int"), slots)
 
 
@@ -188,7 +195,8 @@ def pack(
     """
     unknown = sorted(set(episodes.require) - set(inputs))
     if unknown:
-        raise ConfigError(f"episodes.require: {', '.join(unknown)}: no input of model {model}, expected some of {', '.join(inputs)}")
+        expected = ", ".join(inputs)
+        raise ConfigError(f"episodes.require: {', '.join(unknown)}: no input of model {model}, expected some of {expected}")
     defaults = {"body_weight": episodes.body_weight_kg}
     missing = sorted(set(covariates) - set(defaults))
     if missing:
@@ -208,9 +216,11 @@ def pack(
 
     def covariate(name: str) -> Column:
         known = known_at(F.col("history"), name, F.col("start"))
-        return F.struct(F.lit(name).alias("name"), F.coalesce(known, F.lit(defaults[name])).alias("value"), known.isNull().alias("assumed"))
+        value = F.coalesce(known, F.lit(defaults[name]))
+        return F.struct(F.lit(name).alias("name"), value.alias("value"), known.isNull().alias("assumed"))
 
-    gridded = F.struct(F.lit(signal).alias("signal"), F.lit(None).cast("array<float>").alias("minutes"), F.col("grid").alias("values"))
+    on_grid = F.lit(None).cast("array<float>")
+    gridded = F.struct(F.lit(signal).alias("signal"), on_grid.alias("minutes"), F.col("grid").alias("values"))
     packed = rows.select(
         "patient_id",
         F.lit(model).alias("model"),
@@ -221,17 +231,18 @@ def pack(
         "utc_offset_minutes",
         F.array(gridded).alias("signals"),
         F.array(*[_input(a, F.coalesce(F.col(a), F.array()), start, minutes) for a in inputs]).alias("inputs"),
-        F.array(*[covariate(name) for name in covariates]).cast(TIMELINES.schema["covariates"].dataType.simpleString()).alias("covariates"),
+        F.array(*[covariate(name) for name in covariates]).cast(COVARIATES.simpleString()).alias("covariates"),
         F.size(F.array_remove("grid", _nan())).alias("filled"),
         F.col("first").isNull().alias("no_records"),
     )
     filled = F.col("filled")
+    amounts = {a: F.col("inputs")[k]["amounts"] for k, a in enumerate(inputs)}
     reason = F.coalesce(
         F.when(F.col("no_records"), "no_records"),
         F.when(filled == 0, f"no_{signal}"),
         F.when(filled < episodes.minimum_readings, "few_readings"),
         F.when(filled * step_minutes < episodes.minimum_wear_hours * 60, "short_wear"),
-        *[F.when(~F.exists(F.col("inputs")[list(inputs).index(a)]["amounts"], lambda x: x > 0), f"no_{a}") for a in episodes.require],
+        *[F.when(~F.exists(amounts[a], lambda x: x > 0), f"no_{a}") for a in episodes.require],
     )
     read_by_fit = ("model", "start", "minutes", "step_minutes", "utc_offset_minutes", "signals", "inputs", "covariates")
     digest = F.lower(F.lpad(F.hex(F.xxhash64(*read_by_fit)), 16, "0"))

@@ -64,7 +64,9 @@ def spoil(fault: str, kind: str, row: str) -> str:
     return ",".join(fields)
 
 
-def plant(seed: int, person: Person, files: list[RawFile], share: float = 0.05) -> tuple[list[RawFile], list[tuple[str, int, str]]]:
+def plant(
+    seed: int, person: Person, files: list[RawFile], share: float = 0.05
+) -> tuple[list[RawFile], list[tuple[str, int, str]]]:
     """`files` with faulty rows in about `share` of the CSV files and three times that of the JSON files.
 
     Returns the files and (path, line or record number from 1, fault) of every planted row. The first person of each shape

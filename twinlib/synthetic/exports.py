@@ -63,7 +63,9 @@ class RawFile:
     bom: bool = False
 
 
-def diary(seed: int, person: Person, plan: Plan, readings: np.ndarray, bolus: np.ndarray, intake: np.ndarray, meal: np.ndarray) -> Diary:
+def diary(
+    seed: int, person: Person, plan: Plan, readings: np.ndarray, bolus: np.ndarray, intake: np.ndarray, meal: np.ndarray
+) -> Diary:
     """What of the person's record reaches the export: readings lost in gaps, and what the special people lack.
 
     readings (days * 288,) mg/dL; bolus and intake (events, 2) minute and amount; meal (events,) as in Record.
@@ -95,10 +97,12 @@ def t1d_uom(person: Person, diary: Diary, clock: Clock) -> list[RawFile]:
     """Up to four CSV files per person; glucose in mmol/L with one decimal, times local, day first, without offset."""
     local = clock.local
     tail = ",," if person.index % 8 == 2 else ""  # some real files end their lines with empty columns
-    basal = [(m, f"{local(m)},{r:g},R{tail}") for m, r, _ in diary.rates] + [(m, f"{local(m)},{u:g},L{tail}") for m, u in diary.long_acting]
+    basal = [(m, f"{local(m)},{r:g},R{tail}") for m, r, _ in diary.rates]
+    basal += [(m, f"{local(m)},{u:g},L{tail}") for m, u in diary.long_acting]
     kinds = (
         ("glucose", "Glucose Data/UoMGlucose", "bg_ts,value", [f"{local(m)},{round(v / MMOL, 1):g}" for m, v in diary.glucose]),
-        ("basal", "Insulin Data/Basal Data/UoMBasal", f"basal_ts,basal_dose,insulin_kind{tail}", [text for _, text in sorted(basal)]),
+        ("basal", "Insulin Data/Basal Data/UoMBasal", f"basal_ts,basal_dose,insulin_kind{tail}",
+         [text for _, text in sorted(basal)]),
         ("bolus", "Insulin Data/Bolus Data/UoMBolus", "bolus_ts,bolus_dose", [f"{local(m)},{u:g}" for m, u in diary.bolus]),
         ("nutrition", "Nutrition Data/UoMNutrition", "meal_ts,meal_type,meal_tag,carbs_g,prot_g,fat_g,fibre_g",
          [f"{local(m)},{label},,{g:g},,," for m, g, label in diary.carbohydrate]),
@@ -116,7 +120,8 @@ def tidepool(person: Person, diary: Diary, clock: Clock) -> list[RawFile]:
     def stamp(m: int) -> str:
         return f'"time":"{clock.utc(m)}","timezoneOffset":{clock.offset(m)}'
 
-    rows = [f'{{"type":"basal","deliveryType":"scheduled",{stamp(m)},"rate":{r:g},"duration":{d * 60000}}}' for m, r, d in diary.rates]
+    head = '"type":"basal","deliveryType":"scheduled"'
+    rows = [f'{{{head},{stamp(m)},"rate":{r:g},"duration":{d * 60000}}}' for m, r, d in diary.rates]
     rows += [f'{{"type":"bolus","subType":"normal",{stamp(m)},"normal":{u:g}}}' for m, u in diary.bolus]
     rows += [f'{{"type":"wizard","units":"mmol/L",{stamp(m)},"carbInput":{g:g}}}' for m, g, _ in diary.carbohydrate]
     rows += [f'{{"type":"cbg","units":"mmol/L",{stamp(m)},"value":{round(v / MMOL, 5)}}}' for m, v in diary.glucose]

@@ -23,17 +23,19 @@ import pyarrow.parquet as pq
 
 from twinlib.config import GenerateConfig
 from twinlib.errors import ConfigError, DataError
-from twinlib.synthetic import dirt, exports, physiology
+from twinlib.synthetic import dirt, exports, people, physiology, therapy
+from twinlib.synthetic import simulate as simulation
 from twinlib.synthetic.people import Person, person
 from twinlib.synthetic.simulate import simulate
 from twinlib.synthetic.therapy import Plan, plan, respond
 
 MANIFEST = "manifest.json"
+_MAKERS = (dirt, exports, people, physiology, simulation, therapy)  # a change of their code makes the cohort anew
 _BLOCK_READINGS = 2_000_000  # bounds the memory of one block of people
 
 
 def _settings(config: GenerateConfig, seed: int) -> dict:
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))))
+    code = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in _MAKERS) + Path(__file__).read_bytes())
     return {**config.model_dump(mode="json", exclude={"root"}), "seed": seed, "code": code.hexdigest()[:16]}
 
 
@@ -46,9 +48,9 @@ def _start(config: GenerateConfig) -> date:
 
 def cohort(seed: int, indices: range, start: date, days: int) -> tuple[list[Person], list[Plan]]:
     """People and plans of some indices of the cohort."""
-    people = [person(seed, i, start) for i in indices]
-    response = respond(np.array([p.parameters for p in people]), np.array([p.weight for p in people]))
-    return people, [plan(seed, p, response, k, days) for k, p in enumerate(people)]
+    group = [person(seed, i, start) for i in indices]
+    response = respond(np.array([p.parameters for p in group]), np.array([p.weight for p in group]))
+    return group, [plan(seed, p, response, k, days) for k, p in enumerate(group)]
 
 
 def _write(root: Path, file: exports.RawFile) -> None:
@@ -57,38 +59,38 @@ def _write(root: Path, file: exports.RawFile) -> None:
     path.write_bytes(exports.text(file))
 
 
-def _write_block(root: Path, config: GenerateConfig, seed: int, start: date, indices: range, clocks: dict) -> tuple[list[Person], list]:
-    people, plans = cohort(seed, indices, start, config.days)
-    record = simulate(people, plans, config.days, seed)
+def _write_block(
+    root: Path, config: GenerateConfig, seed: int, start: date, indices: range, clocks: dict
+) -> tuple[list[Person], list]:
+    group, plans = cohort(seed, indices, start, config.days)
+    record = simulate(group, plans, config.days, seed)
     planted = []
-    for k, (p, its_plan) in enumerate(zip(people, plans)):
+    for k, (p, its_plan) in enumerate(zip(group, plans)):
         if p.zone not in clocks:
             clocks[p.zone] = exports.Clock(p.zone, start, config.days)
-        mine = record.intake[:, 0] == k
-        book = exports.diary(
-            seed, p, its_plan, record.readings[k], record.bolus[record.bolus[:, 0] == k, 1:], record.intake[mine, 1:], record.meal[mine]
-        )
+        bolus, mine = record.bolus[record.bolus[:, 0] == k, 1:], record.intake[:, 0] == k
+        book = exports.diary(seed, p, its_plan, record.readings[k], bolus, record.intake[mine, 1:], record.meal[mine])
         files = (exports.t1d_uom if p.shape == "t1d_uom" else exports.tidepool)(p, book, clocks[p.zone])
         if config.dirty:
             files, faults = dirt.plant(seed, p, files)
             planted += faults
         for file in files:
             _write(root, file)
-    return people, planted
+    return group, planted
 
 
-def _write_truth(root: Path, people: list[Person], planted: list) -> None:
+def _write_truth(root: Path, everybody: list[Person], planted: list) -> None:
     (root / "truth").mkdir()
     names = [p.name for p in physiology.PARAMETERS]
     parameters = {
-        "patient": [p.id for p in people for _ in names],
-        "parameter": names * len(people),
-        "value": np.concatenate([p.parameters for p in people]),
+        "patient": [p.id for p in everybody for _ in names],
+        "parameter": names * len(everybody),
+        "value": np.concatenate([p.parameters for p in everybody]),
     }
     pq.write_table(pa.table(parameters), root / "truth" / "parameters.parquet")
     schema = pa.schema([("file", pa.string()), ("line", pa.int64()), ("fault", pa.string())])
-    columns = list(zip(*planted)) or [[], [], []]
-    pq.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema)], schema=schema), root / "truth" / "planted.parquet")
+    columns = [pa.array(c, f.type) for c, f in zip(list(zip(*planted)) or [[], [], []], schema)]
+    pq.write_table(pa.table(columns, schema=schema), root / "truth" / "planted.parquet")
 
 
 def generate(config: GenerateConfig, seed: int) -> bool:
@@ -104,7 +106,7 @@ def generate(config: GenerateConfig, seed: int) -> bool:
             if json.loads(manifest.read_text()).get("settings") == settings:
                 return False
         except (ValueError, AttributeError):
-            raise DataError(f"{manifest}: is not a manifest of a synthetic cohort; remove it or choose another generate.root") from None
+            raise DataError(f"{manifest}: is no manifest of a synthetic cohort; choose another generate.root") from None
     elif root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root}: holds files that are no synthetic cohort; choose another generate.root")
 
@@ -112,15 +114,16 @@ def generate(config: GenerateConfig, seed: int) -> bool:
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    people, planted, clocks = [], [], {}
+    everybody, planted, clocks = [], [], {}
     block = max(1, min(512, _BLOCK_READINGS // (config.days * 288)))
     for first in range(0, config.patients, block):
         some, faults = _write_block(partial, config, seed, start, range(first, min(first + block, config.patients)), clocks)
-        people += some
+        everybody += some
         planted += faults
-    (partial / "patients.csv").write_bytes(exports.patients_csv(people))
-    _write_truth(partial, people, planted)
-    (partial / MANIFEST).write_text(json.dumps({"settings": settings, "patients": len(people), "planted": len(planted)}, indent=1) + "\n")
+    (partial / "patients.csv").write_bytes(exports.patients_csv(everybody))
+    _write_truth(partial, everybody, planted)
+    content = {"settings": settings, "patients": len(everybody), "planted": len(planted)}
+    (partial / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
     if root.exists():
         os.rename(root, old)
     os.rename(partial, root)

@@ -53,7 +53,8 @@ def simulate(people: list[Person], plans: list[Plan], days: int, seed: int) -> R
     parameters, weight = np.array([p.parameters for p in people]), np.array([p.weight for p in people])
     basal = np.array([background(p, x.weight, days) for p, x in zip(plans, people)])
     mean = np.array([row.mean() for row in basal])
-    ratio, factor, rescue, step = (np.array([getattr(p, a) for p in plans]) for a in ("ratio", "factor", "rescue_grams", "bolus_step"))
+    settings = ("ratio", "factor", "rescue_grams", "bolus_step")
+    ratio, factor, rescue, step = (np.array([getattr(p, a) for p in plans]) for a in settings)
     flux_rng, sensor_rng, choice_rng = ([stream(seed, p.index, s) for p in people] for s in (FLUX, SENSOR, CHOICES))
     sd = parameters[:, ph.FLUX_SD]
     decay = np.array([np.exp(-1.0 / x) for x in parameters[:, ph.FLUX_TAU]])
