@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from twinlib.tables.schemas import COHORT_EFFECTS
-from twinlib.whatif.outcomes import OUTCOMES, weighted_quantile
+from twinlib.whatif.outcomes import OUTCOMES
 
 REPLICATES = 1024
 _BLOCK = 2048  # patients whose weights are held at once
@@ -77,14 +77,15 @@ def summarise(table: pa.Table, better: int, replicates: int = REPLICATES) -> dic
     draws = per_patient(draws)
     replicate = bootstrap_means(draws, table["key"].to_numpy()[first].view(np.uint64), replicates)
     benefit = (better * draws > 0).mean(axis=1)
+    low, high = np.quantile(replicate, [0.05, 0.95], method="weibull")
     means = {c: per_patient(table[c].to_numpy()).mean() for c in ("factual", "counterfactual_mean", "effect_mean")}
     return {
         "n_patients": len(first),
         "factual_mean": means["factual"],
         "counterfactual_mean": means["counterfactual_mean"],
         "effect_mean": means["effect_mean"],
-        "effect_q05": float(weighted_quantile(replicate, 0.05)),
-        "effect_q95": float(weighted_quantile(replicate, 0.95)),
+        "effect_q05": float(low),
+        "effect_q95": float(high),
         "share_benefiting": (benefit > 0.5).mean(),
     }
 

@@ -62,38 +62,25 @@ OUTCOMES: tuple[Outcome, ...] = (
 BETTER = np.array([o.better for o in OUTCOMES])
 
 
-def wear_fraction(glucose: np.ndarray) -> np.ndarray:
-    """Share of the slots [..., n] that hold a reading; 0 where n is 0."""
-    return _readings(glucose) / max(glucose.shape[-1], 1)
+LONGEST_SPACING = 3  # slots; the slowest sensors give a reading every 15 minutes
 
 
-def cgm_outcomes(glucose: np.ndarray, minimum_wear: float = 0.7) -> np.ndarray:
+def wear_fraction(glucose: np.ndarray) -> float:
+    """Share of a trace [n] that the sensor was worn: readings times their usual spacing (median, 1 to 3 slots), at most 1."""
+    at = np.flatnonzero(~np.isnan(glucose))
+    spacing = np.clip(np.floor(np.median(np.diff(at))), 1, LONGEST_SPACING) if at.size > 1 else 1
+    return min(1.0, at.size * float(spacing) / max(glucose.size, 1))
+
+
+def cgm_outcomes(glucose: np.ndarray) -> np.ndarray:
     """All outcomes of traces in mg/dL: [..., n] with NaN = missing to [..., len(OUTCOMES)], in the registry's order.
 
-    A trace with a smaller share of readings than `minimum_wear` (consensus: 70 %), or with none, gets NaN throughout;
-    so does the CV of a single reading.
+    A trace without readings gets NaN throughout; so does the CV of a single reading. Whether a trace is worn enough for the consensus
+    (70 % of 14 days) is the caller's question: `wear_fraction`.
     """
-    # contiguous along the readings, so that a trace is summed in the same order (to the bit) alone and among draws
-    glucose = np.ascontiguousarray(glucose, dtype=np.float64)
+    glucose = np.asarray(glucose, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 readings is NaN, as documented
-        values = np.stack([o.function(glucose) for o in OUTCOMES], axis=-1)
-    return np.where((wear_fraction(glucose) >= minimum_wear)[..., None], values, np.nan)
-
-
-def weighted_quantile(values: np.ndarray, q: float, weights: np.ndarray | None = None) -> np.ndarray:
-    """Quantile q over the first axis of [K, ...], weights [K] (equal where None, need not sum to 1).
-
-    Linear between the midpoints of the weights' steps: Hyndman and Fan's type 5 (Hazen) where weights are equal, between
-    equal values exactly that value. NaN where any value of positive weight is NaN.
-    """
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-    values, weights = values[weights > 0], weights[weights > 0]
-    flat = values.reshape(len(values), -1)
-    order = np.argsort(flat, axis=0, kind="stable")
-    flat, steps = np.take_along_axis(flat, order, axis=0), weights[order]
-    at = (np.cumsum(steps, axis=0) - steps / 2) / weights.sum()
-    out = [np.interp(q, at[:, j], flat[:, j]) if not np.isnan(flat[-1, j]) else np.nan for j in range(flat.shape[1])]
-    return np.array(out).reshape(values.shape[1:])
+        return np.stack([o.function(glucose) for o in OUTCOMES], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -110,24 +97,19 @@ class Contrast:
     effects: np.ndarray
 
 
-def contrast(
-    factual: np.ndarray, counterfactual: np.ndarray, weights: np.ndarray | None = None, better: np.ndarray = BETTER
-) -> Contrast:
-    """Effects of K posterior draws: counterfactual [K, n_outcomes] minus factual [n_outcomes], weighted by [K] or equally.
+def contrast(factual: np.ndarray, counterfactual: np.ndarray, better: np.ndarray = BETTER) -> Contrast:
+    """Effects of K equally weighted posterior draws: counterfactual [K, n_outcomes] minus factual [n_outcomes].
 
-    probability_of_benefit is the weight of the draws in which the outcome strictly improves in the direction `better`.
-    Everything is computed from the effects, so equal arms give exactly zero. An outcome that is NaN in the factual arm or
-    in any draw of positive weight is NaN. Raises ValueError where shapes differ or no weight is positive.
+    probability_of_benefit is the share of draws in which the outcome strictly improves in the direction `better`; quantiles take the
+    i-th of K draws as i/(K+1) (Weibull), so that few draws do not make an interval too narrow. Everything is computed from the
+    effects, so equal arms give exactly zero. An outcome that is NaN in the factual arm or in any draw is NaN. Raises ValueError
+    where shapes differ.
     """
     factual, counterfactual = np.asarray(factual, dtype=np.float64), np.asarray(counterfactual, dtype=np.float64)
-    weights = np.ones(len(counterfactual)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if counterfactual.shape[1:] != factual.shape or weights.shape != counterfactual.shape[:1] or factual.shape != better.shape:
-        raise ValueError("factual, counterfactual, weights and better differ in shape")
-    if not (np.all(weights >= 0) and 0 < weights.sum() < np.inf):
-        raise ValueError("weights must be finite, not negative and not all zero")
+    if counterfactual.shape[1:] != factual.shape or factual.shape != better.shape:
+        raise ValueError("factual, counterfactual and better differ in shape")
     effects = counterfactual - factual
-    q05, q95 = weighted_quantile(effects, 0.05, weights), weighted_quantile(effects, 0.95, weights)
-    used, weight = effects[weights > 0], weights[weights > 0, None]
-    mean = (weight * used).sum(axis=0) / weight.sum()
-    benefit = np.where(np.isnan(mean), np.nan, (weight * (better * used > 0)).sum(axis=0) / weight.sum())
+    q05, q95 = np.quantile(effects, [0.05, 0.95], axis=0, method="weibull")
+    mean = effects.mean(axis=0)
+    benefit = np.where(np.isnan(mean), np.nan, (better * effects > 0).mean(axis=0))
     return Contrast(factual + mean, factual + q05, factual + q95, mean, q05, q95, benefit, effects)

@@ -20,7 +20,7 @@ from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.models.batch import Batch, decode
 from twinlib.tables.schemas import OUTCOMES as OUTCOMES_TABLE
-from twinlib.whatif.outcomes import OUTCOMES, cgm_outcomes, contrast
+from twinlib.whatif.outcomes import OUTCOMES, cgm_outcomes, contrast, wear_fraction
 from twinlib.whatif.scenarios import Scenario, applicable, apply
 
 FLOOR = 20.0  # mg/dL; a counterfactual is cut here, where the dynamics no longer hold
@@ -85,9 +85,9 @@ class Simulator:
     def simulate(self, batch: Batch, row: int, draws: np.ndarray) -> list[dict]:
         """Outcome rows (without identity) of one patient-episode, all scenarios and outcomes."""
         readings = batch.signal[row]
-        factual = cgm_outcomes(readings, self.minimum_wear)
-        if np.isnan(factual).all():
+        if wear_fraction(readings) < self.minimum_wear:
             return [self._missing(s, "insufficient_data", "short_wear") for s in self.scenarios]
+        factual = cgm_outcomes(readings)
         replay = Replay.abduct(self.kernel, self.model, batch, row, draws)
         out = []
         for scenario in self.scenarios:
@@ -95,7 +95,7 @@ class Simulator:
             if reason is not None:
                 out.append(self._missing(scenario, "not_applicable", reason, factual))
                 continue
-            c = contrast(factual, cgm_outcomes(replay.counterfactual(scenario), self.minimum_wear))
+            c = contrast(factual, cgm_outcomes(replay.counterfactual(scenario)))
             out.append([
                 {
                     "scenario": scenario.name, "outcome": o.name, "unit": o.unit, "status": "ok", "reason": None,
