@@ -78,7 +78,7 @@ def cgm_outcomes(glucose: np.ndarray) -> np.ndarray:
     A trace without readings gets NaN throughout; so does the CV of a single reading. Whether a trace is worn enough for the consensus
     (70 % of 14 days) is the caller's question: `wear_fraction`.
     """
-    glucose = np.asarray(glucose, dtype=np.float64)
+    glucose = np.asarray(glucose, dtype=np.float64, order="C")  # sums follow the memory layout
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 readings is NaN, as documented
         return np.stack([o.function(glucose) for o in OUTCOMES], axis=-1)
 
