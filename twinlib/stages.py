@@ -110,6 +110,7 @@ class Night:
                 (schemas.QUARANTINE, got.quarantine), (schemas.INGEST_COUNTS, got.counts),
             ):
                 s.replace(table, df)
+            got.release()
             for row in s.read(schemas.INGEST_COUNTS).collect():
                 for name in ("rows_read", "accepted", "duplicates", "quarantined"):
                     stage.counts[f"{row.source}.{name}"] = row[name]
@@ -126,7 +127,7 @@ class Night:
             patients, observations, exposures = (s.read(t) for t in tables)
             defaults = {"body_weight": self.config.episodes.body_weight_kg}
             s.replace(schemas.TIMELINES, pack(
-                observations, exposures, patients, self.config.episodes, model.name, [model.signal.name], model.agents,
+                observations, exposures, patients, self.config.episodes, model.name, model.signal.name, model.agents,
                 {c: defaults[c] for c in model.covariates}, STEP,
             ))
             stage.counts |= _by(s.read(schemas.TIMELINES), "status")

@@ -100,7 +100,7 @@ def packed(spark, observations, exposures, patients, partitions=2):
         spark.createDataFrame(exposures, EXPOSURE).repartition(partitions),
         spark.createDataFrame([(p,) for p in patients], "patient_id string"),
     )
-    df = pack(*frames, episodes=EPISODES, model="glucose_insulin", signal="glucose", inputs=INPUTS, covariates=("body_weight",))
+    df = pack(*frames, episodes=EPISODES, model="glucose_insulin", signal="glucose", inputs=INPUTS, covariates={"body_weight": 70})
     assert df.schema.simpleString() == TIMELINES.schema.simpleString()
     return {(r.patient_id, r.episode): r.asDict(recursive=True) for r in df.collect()}
 
@@ -246,10 +246,9 @@ def test_a_clock_change_within_the_episode(spark):
 
 def test_bad_settings_are_refused(spark):
     frames = [spark.createDataFrame([], schema) for schema in (OBSERVATION, EXPOSURE, "patient_id string")]
-    good = dict(episodes=EPISODES, model="m", signal="glucose", inputs=INPUTS, covariates=("body_weight",))
+    good = dict(episodes=EPISODES, model="m", signal="glucose", inputs=INPUTS, covariates={"body_weight": 70})
     for change, message in (
         ({"inputs": ("carbohydrate",)}, "episodes.require: insulin_bolus: no input of model m, expected some of carbohydrate"),
-        ({"covariates": ("height",)}, "covariate height has no default"),
         ({"step_minutes": 7}, "7 does not divide a quarter of an hour"),
     ):
         with pytest.raises(ConfigError, match=message):

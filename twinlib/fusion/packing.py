@@ -10,7 +10,7 @@ saving, travel), the episode goes on in elapsed minutes, and what lies beyond it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
@@ -182,25 +182,20 @@ def pack(
     model: str,
     signal: str,
     inputs: Sequence[str],
-    covariates: Sequence[str],
+    covariates: Mapping[str, float],
     step_minutes: int = 5,
 ) -> DataFrame:
     """Timelines (contract TIMELINES) of every patient in `patients`; records of other patients are left out.
 
-    signal: the gridded signal; inputs: agents; covariates: signals looked up as of the episode's start, where a default stands in
-    (marked `assumed`) if none was known. Reason codes, the first that holds: no_records, no_<signal>, few_readings (filled slots
+    signal: the gridded signal; inputs: agents; covariates: signals looked up as of the episode's start, each with the
+    value that stands in (marked `assumed`) where none was known. Reason codes, the first that holds: no_records, no_<signal>, few_readings (filled slots
     below minimum_readings), short_wear (filled slots * step below minimum_wear_hours), no_<agent> for the agents in `require`.
-    Raises ConfigError where `require` names an agent that is no input, a covariate has no default, or the step does not
-    divide a quarter of an hour.
+    Raises ConfigError where `require` names an agent that is no input, or the step does not divide a quarter of an hour.
     """
     unknown = sorted(set(episodes.require) - set(inputs))
     if unknown:
         expected = ", ".join(inputs)
         raise ConfigError(f"episodes.require: {', '.join(unknown)}: no input of model {model}, expected some of {expected}")
-    defaults = {"body_weight": episodes.body_weight_kg}
-    missing = sorted(set(covariates) - set(defaults))
-    if missing:
-        raise ConfigError(f"model {model}: covariate {', '.join(missing)} has no default in `episodes`")
     if 15 % step_minutes:
         raise ConfigError(f"step_minutes: {step_minutes} does not divide a quarter of an hour")
     days, minutes = episodes.days, episodes.days * 1440
@@ -216,7 +211,7 @@ def pack(
 
     def covariate(name: str) -> Column:
         known = known_at(F.col("history"), name, F.col("start"))
-        value = F.coalesce(known, F.lit(defaults[name]))
+        value = F.coalesce(known, F.lit(float(covariates[name])))
         return F.struct(F.lit(name).alias("name"), value.alias("value"), known.isNull().alias("assumed"))
 
     on_grid = F.lit(None).cast("array<float>")
