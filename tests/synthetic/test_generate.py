@@ -129,6 +129,8 @@ def test_each_fault_is_what_it_says(root):
             value = cells.get("value", cells.get("basal_dose", cells.get("bolus_dose", cells.get("carbs_g"))))
             assert (fields > len(header)) == (p["fault"] == "malformed_row")
         fault = p["fault"]
+        intake = "Nutrition" in p["file"] or '"wizard"' in text
+        assert not (intake and fault == "conflicting_duplicate"), "two foods at one instant add up"
         assert ("13" in time and "25:61" in time) == (fault == "unparsable_time")
         assert (value in (None, "")) == (fault == "missing_value")
         assert (value == "HIGH") == (fault == "text_in_number")
