@@ -40,15 +40,18 @@ def explicit(text: Column, clock: Clock) -> Column:
     return text.rlike(_DESIGNATOR) if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
 
 
-def readings(text: Column, clock: Clock) -> list[Column]:
-    """Columns `first` and `second` of a text: as the formats say, and with day and month swapped (null unless order is auto)."""
-    other = parsed(text, swapped(clock.formats)) if clock.order == "auto" else F.lit(None).cast("timestamp")
-    return [parsed(text, clock.formats), other]
+def wall(text: Column, clock: Clock, order: Column) -> Column:
+    """Wall-clock reading of a text; with order auto, as the file's `order` says (null where it is ambiguous)."""
+    usual = parsed(text, clock.formats)
+    if clock.order == "fixed":
+        return usual
+    return F.when(order == "first", usual).when(order == "second", parsed(text, swapped(clock.formats)))
 
 
 def date_orders(df: DataFrame) -> DataFrame:
-    """(file, date_order) of files read with order auto: `first`, `second`, or `ambiguous` where the dates do not tell.
+    """(file, date_order) from (file, first, second): rows read as the formats say, and with day and month swapped.
 
+    date_order is `first`, `second`, or `ambiguous` where the dates do not tell.
     A row tells when only one of the two readings exists. 95 % of the rows that tell must agree; without any that tells,
     all readings must be the same either way round.
     """

@@ -22,18 +22,26 @@ KEY = ("patient_id", "target", "name", "kind", "extended", "utc")
 def settle(df: DataFrame) -> DataFrame:
     """`df` (sound records as `ingest.judge` makes them) with `kept`, and the flags that the choice adds to `quality`."""
     rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
-    df = df.withColumn("extended", F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull())
-    df = df.withColumns(
-        {f"item_{c}": F.when(F.col("adds"), F.col(c)) for c in ("value", "end", "label")}
-        | {"place": F.when(rate, -F.col("line")).otherwise(F.col("line"))}
-    )
-    same_fact = Window.partitionBy(*KEY)
-    same_item = Window.partitionBy(*KEY, "item_value", "item_end", "item_label").orderBy("origin", "entry", "file", "place")
+    item = F.when(F.col("adds"), F.struct("value", "end", "label"))
+    df = df.withColumns({
+        "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
+        "item": item,
+        "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
+    })
+    in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "entry", "file", "place")  # one sort for everything
+    whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     content = F.struct("value", "end")
-    kept = (F.row_number().over(same_item) == 1) & (~F.col("adds") | (F.col("origin") == F.min("origin").over(same_fact)))
-    differ = (F.col("target") != "patient") & (F.min(content).over(same_fact) != F.max(content).over(same_fact))
-    flag = F.when(~F.col("adds") | (F.min("origin").over(same_fact) != F.max("origin").over(same_fact)), "conflict")
-    flagged = F.when(differ, F.array_append("quality", flag.otherwise("same_instant"))).otherwise(F.col("quality"))
-    return df.withColumns({"kept": kept, "quality": flagged}).drop("item_value", "item_end", "item_label", "place", "extended")
-
-
+    df = df.withColumns({
+        "rank": F.row_number().over(in_order),
+        "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
+        "leading": F.min("origin").over(whole),
+        "one_source": F.min("origin").over(whole) == F.max("origin").over(whole),
+        "differ": (F.col("target") != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
+    })
+    first = F.col("rank") == 1
+    kept = first | (F.col("adds") & ~F.col("repeats"))
+    flag = F.when(F.col("adds") & F.col("one_source"), "same_instant").otherwise("conflict")
+    return df.withColumns({
+        "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
+        "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
+    }).drop("extended", "item", "place", "rank", "repeats", "leading", "one_source", "differ")

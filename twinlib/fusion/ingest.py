@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -13,20 +13,16 @@ from pyspark.sql import functions as F
 
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
-from twinlib.fusion import clocks
 from twinlib.fusion.duplicates import settle
-from twinlib.fusion.entries import FIXED, Entry, entry_frame, interpret, unit_frame
-from twinlib.fusion.rules import RULES, reason
+from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
+from twinlib.fusion.judge import judge
+from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.sources import open_sources
-from twinlib.sources.mapping import Clock
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 
 CONTRADICTION_MINIMUM = 5  # readings of one patient below which a median says nothing about the unit
-_NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
-_SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male",
-          "other": "other", "o": "other", "unknown": "unknown", "u": "unknown"}
 
 
 @dataclass(frozen=True)
@@ -60,20 +56,21 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
 
 def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes) -> Ingested:
     """`ingest` for opened sources and their interpreted entries."""
-    read = prepare(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
-    judged = judge(spark, read, entries)
-    sound = judged.filter(F.col("ignored").isNull() & F.col("reason").isNull())
-    settled = settle(sound.drop("record", "detail", "fault", "reason")).persist(StorageLevel.MEMORY_AND_DISK)
-    counts = _counts(judged, settled, entries)
+    judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+    known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
+    final = _overrule(spark, judged, entries).join(known, "entry", "inner")
+    sound = final.filter(F.col("ignored").isNull() & F.col("reason").isNull())
+    settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored")).persist(StorageLevel.MEMORY_AND_DISK)
+    counts = _counts(final, settled, entries)
     _check(counts, sources, entries)
     kept = settled.filter("kept")
     return Ingested(
-        patients=_patients(judged, settled),
+        patients=_patients(final, settled),
         observations=_observations(kept),
         exposures=_exposures(kept),
-        quarantine=_quarantine(spark, judged, entries),
+        quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
-        cached=(read, settled),
+        cached=(judged, settled),
     )
 
 
@@ -82,159 +79,22 @@ def _records(spark: SparkSession, sources: Sequence[Source], key: bytes) -> Data
     return reduce(DataFrame.unionByName, [s.records(spark, key, first) for s, first in zip(sources, firsts)])
 
 
-# --- reading texts ------------------------------------------------------------------------------------------------------
-
-
-def _choose(entries: Iterable[Entry], of: Callable[[Entry], object], column: Callable[..., Column], default: Column) -> Column:
-    """`column(x)` for records of the entries with `of(entry) == x`; entries with None get `default`."""
-    groups: dict[object, list[int]] = {}
-    for e in entries:
-        if of(e) is not None:
-            groups.setdefault(of(e), []).append(e.number)
-    chain = F
-    for x, numbers in groups.items():
-        chain = chain.when(F.col("entry").isin(numbers), column(x))
-    return chain.otherwise(default) if groups else default
-
-
-def _clock(e: Entry) -> Clock | None:
-    return e.meaning.clock
-
-
-def _by_clock(entries: Iterable[Entry], column: Callable[[Clock], Column], type_: str) -> Column:
-    return _choose(entries, _clock, column, F.lit(None).cast(type_))
-
-
-def _number(text: Column) -> Column:
-    return F.when(text.rlike(_NUMBER), text.try_cast("double"))
-
-
-def prepare(spark: SparkSession, records: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Numbers, canonical values and wall-clock readings of the records' texts; needs no other record of the file."""
-    null_double, measured = F.lit(None).cast("double"), [e for e in entries if e.meaning.value]
-    commas = [e.number for e in measured if e.meaning.value.decimal == ","]
-    digits = F.when(F.col("entry").isin(commas), F.replace("value", F.lit(","), F.lit("."))).otherwise(F.col("value")) if commas else F.col("value")
-    word = _choose(
-        measured, lambda e: tuple(e.meaning.value.texts.items()) or None,
-        lambda words: reduce(lambda chain, w: chain.when(F.col("value") == w[0], F.lit(w[1])), words, F).otherwise(null_double), null_double,
-    )
-    sex = F.lower("sex")
-    own_codes = _choose(
-        entries, lambda e: e.meaning.attributes and tuple(e.meaning.attributes.sex_values.items()) or None,
-        lambda codes: reduce(lambda chain, c: chain.when(F.col("sex") == c[0], F.lit(c[1])), codes, F).otherwise(F.lit(None)), F.lit(None),
-    )
-    common = reduce(lambda chain, c: chain.when(sex == c[0], F.lit(c[1])), _SEXES.items(), F).otherwise(F.lit(None))
-    stamps: dict[str, Column] = {}
-    for text, prefix, some in (
-        ("time", "", [e for e in entries if e.meaning.clock]),
-        ("end", "end_", [e for e in entries if e.meaning.has_end]),
-        ("available", "available_", [e for e in entries if e.meaning.has_available]),
-    ):
-        stamps |= {
-            f"{prefix}first": _by_clock(some, lambda c: clocks.readings(F.col(text), c)[0], "timestamp"),
-            f"{prefix}second": _by_clock(some, lambda c: clocks.readings(F.col(text), c)[1], "timestamp"),
-            f"{prefix}named": F.coalesce(_by_clock(some, lambda c: clocks.explicit(F.col(text), c), "boolean"), F.lit(False)),
-        }
-    stated = [F.col(c).isNotNull().alias(f"{c}_stated") for c in ("offset", "available", "sex")]
-    return (
-        records.withColumns({"number": F.coalesce(word, _number(digits)), "unit": F.coalesce("unit", F.lit(FIXED))})
-        .join(F.broadcast(entry_frame(spark, entries)), "entry", "inner")
-        .join(F.broadcast(unit_frame(spark, entries)), ["entry", "unit"], "left")
-        .select(
-            "entry", "origin", "source", "target", "name", "kind", "adds", "low", "low_open", "high", "alternatives",
-            "file", "line", "patient_id", "ignored", "fault", "detail", "record", "number", "unit",
-            (F.col("number") * F.col("factor") + F.col("shift")).alias("value"),
-            F.lower("label").alias("label"),
-            (_number(F.col("duration")) * F.col("duration_seconds")).alias("seconds"),
-            _number(F.col("offset")).alias("offset_minutes"),
-            F.coalesce(own_codes, common).alias("sex"),
-            _birth_date(entries).alias("birth_date"),
-            *[c.alias(name) for name, c in stamps.items()],
-            F.col("time").isNull().alias("no_time"),
-            F.col("value").isNull().alias("no_value"),
-            word.isNotNull().alias("worded"),
-            (F.col("end").isNotNull() | F.col("duration").isNotNull()).alias("end_stated"),
-            F.col("birth_date").isNotNull().alias("birth_stated"),
-            *stated,
-        )
-    )
-
-
-def _birth_date(entries: Sequence[Entry]) -> Column:
-    """A date, or the first of July where only the year is known."""
-    text = F.col("birth_date")
-    return _choose(
-        entries, lambda e: e.meaning.attributes and (e.meaning.attributes.birth_year is not None, e.meaning.attributes.birth_date_format),
-        lambda how: F.when(text.rlike(r"^\d{4}$"), F.try_to_timestamp(F.concat(text, F.lit("-07-01")), F.lit("yyyy-MM-dd")).cast("date"))
-        if how[0] else F.try_to_timestamp(text, F.lit(how[1])).cast("date"),
-        F.lit(None).cast("date"),
-    )
-
-
-# --- judging ------------------------------------------------------------------------------------------------------------
-
-
-def judge(spark: SparkSession, df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Instants in UTC, quality flags, and `reason` (null = sound), with what the other records of file and patient tell."""
-    undecided = [e.number for e in entries if e.meaning.clock and e.meaning.clock.order == "auto"]
-    if undecided:
-        orders = clocks.date_orders(df.filter(F.col("entry").isin(undecided) & ~F.col("no_time")))
-        df = df.join(F.broadcast(orders), "file", "left")
-    else:
-        df = df.withColumn("date_order", F.lit(None).cast("string"))
-    timed = [e for e in entries if e.meaning.clock]
-    offset, usable = F.col("offset_minutes"), F.abs("offset_minutes") <= 18 * 60
-    whole_offset = F.when(usable, offset).cast("int")
-
-    def instant(prefix: str) -> Column:
-        wall = F.when(F.col("date_order") == "second", F.col(f"{prefix}second")).otherwise(F.col(f"{prefix}first"))
-        return _by_clock(timed, lambda c: clocks.to_utc(wall, F.col(f"{prefix}named"), c, whole_offset), "timestamp")
-
-    def of_clock(fn) -> Column:
-        found = _by_clock(timed, lambda c: fn(F.col("wall"), F.col("utc"), F.col("named"), c), "boolean")
-        return F.coalesce(found, F.lit(False))
-
-    wall = F.when(F.col("date_order") == "second", F.col("second")).otherwise(F.col("first"))
-    after = F.when(F.col("seconds").between(0, 366 * 86400), F.timestamp_micros(F.unix_micros("utc") + F.round(F.col("seconds") * 1e6).cast("bigint")))
-    needs_offset = [e.number for e in timed if e.meaning.clock.zone == "offset"]
-    return (
-        df.join(F.broadcast(_contradictions(df)), ["entry", "patient_id", "unit"], "left")
-        .withColumns({"wall": wall, "utc": instant(""), "contradicted": F.coalesce("contradicted", F.lit(False))})
-        .withColumns({
-            "end": F.coalesce(instant("end_"), after),
-            "available": F.when(F.col("available_stated"), F.greatest(instant("available_"), "utc")),
-            "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("utc"), c, whole_offset), "int"),
-            "nonexistent": of_clock(clocks.nonexistent),
-            "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
-            "quality": F.array_compact(F.array(
-                F.when(of_clock(clocks.ambiguous), F.lit("ambiguous_local_time")),
-                F.when(F.col("worded"), F.lit("saturated")),
-            )),
-        })
-        .withColumn("reason", F.when(F.col("ignored").isNull(), reason()))
-        .select(
-            "entry", "origin", "source", "target", "name", "kind", "adds", "file", "line", "patient_id", "ignored", "fault", "detail", "record",
-            "reason", "utc", "end", "value", "label", "utc_offset_minutes", F.coalesce("available", "utc").alias("available_at"), "quality",
-            "sex", "birth_date",
-        )
-    )
-
-
-def _contradictions(df: DataFrame) -> DataFrame:
-    """(entry, patient_id, unit, contradicted) where a patient's median is implausible in the declared unit, not in another."""
-    median = F.col("median")
+def _overrule(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+    """Refuses all records of a patient and entry whose median is implausible in the declared unit, but not in another one."""
+    ranges = entry_frame(spark, entries).select("entry", "low", "high", "alternatives")
     medians = (
-        df.filter(F.col("number").isNotNull() & F.col("value").isNotNull() & F.col("patient_id").isNotNull() & ~F.col("worded"))
+        judged.filter(F.col("value").isNotNull() & F.col("patient_id").isNotNull() & ~F.array_contains("quality", "saturated"))
         .groupBy("entry", "patient_id", "unit")
-        .agg(
-            F.count(F.lit(1)).alias("n"), F.median("number").alias("median"), F.median("value").alias("canonical"),
-            *[F.first(c).alias(c) for c in ("low", "high", "alternatives")],  # the same for all records of an entry
-        )
+        .agg(F.count(F.lit(1)).alias("n"), F.median("value").alias("median"))
+        .join(F.broadcast(ranges), "entry", "inner")
+        .join(F.broadcast(unit_frame(spark, entries)), ["entry", "unit"], "inner")
     )
-    fits = F.exists("alternatives", lambda a: (median * a.factor + a.offset).between(F.col("low"), F.col("high")))
-    return medians.filter((F.col("n") >= CONTRADICTION_MINIMUM) & ~F.col("canonical").between(F.col("low"), F.col("high")) & fits).select(
-        "entry", "patient_id", "unit", F.lit(True).alias("contradicted")
-    )
+    raw, low, high = (F.col("median") - F.col("shift")) / F.col("factor"), F.col("low"), F.col("high")
+    fits_another = F.exists("alternatives", lambda a: (raw * a.factor + a.offset).between(low, high))
+    wrong = medians.filter((F.col("n") >= CONTRADICTION_MINIMUM) & ~F.col("median").between(low, high) & fits_another)
+    marked = F.broadcast(wrong.select("entry", "patient_id", "unit", F.lit(True).alias("contradicted")))
+    df = judged.join(marked, ["entry", "patient_id", "unit"], "left")
+    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
 
 
 # --- results ------------------------------------------------------------------------------------------------------------

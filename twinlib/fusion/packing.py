@@ -174,6 +174,14 @@ def _episodes(readings: DataFrame, events: DataFrame, patients: DataFrame) -> Da
     return patients.select("patient_id").join(blocks, "patient_id", "left")
 
 
+def _spacing(grid: Column, step_minutes: int) -> Column:
+    """Usual spacing of a grid's readings in slots: the lower median, at least 1 and at most a quarter of an hour (the slowest sensors)."""
+    at = F.filter(F.transform(grid, lambda x, i: F.when(~F.isnan(x), i)), lambda i: i.isNotNull())
+    count = F.greatest(F.size(at) - 1, F.lit(0))
+    gaps = F.sort_array(F.zip_with(F.slice(at, F.lit(2), count), F.slice(at, F.lit(1), count), lambda b, a: b - a))
+    return F.least(F.coalesce(F.get(gaps, ((count - 1) / 2).cast("int")), F.lit(1)), F.lit(15 // step_minutes))
+
+
 def pack(
     observations: DataFrame,
     exposures: DataFrame,
@@ -188,8 +196,9 @@ def pack(
     """Timelines (contract TIMELINES) of every patient in `patients`; records of other patients are left out.
 
     signal: the gridded signal; inputs: agents; covariates: signals looked up as of the episode's start, each with the
-    value that stands in (marked `assumed`) where none was known. Reason codes, the first that holds: no_records, no_<signal>, few_readings (filled slots
-    below minimum_readings), short_wear (filled slots * step below minimum_wear_hours), no_<agent> for the agents in `require`.
+    value that stands in (marked `assumed`) where none was known. Reason codes, the first that holds: no_records, no_<signal>,
+    few_readings (filled slots below minimum_readings), short_wear (filled slots times the readings' usual spacing below
+    minimum_wear_hours), no_<agent> for the agents in `require`.
     Raises ConfigError where `require` names an agent that is no input, or the step does not divide a quarter of an hour.
     """
     unknown = sorted(set(episodes.require) - set(inputs))
@@ -228,19 +237,20 @@ def pack(
         F.array(*[_input(a, F.coalesce(F.col(a), F.array()), start, minutes) for a in inputs]).alias("inputs"),
         F.array(*[covariate(name) for name in covariates]).cast(COVARIATES.simpleString()).alias("covariates"),
         F.size(F.array_remove("grid", _nan())).alias("filled"),
+        _spacing(F.col("grid"), step_minutes).alias("spacing"),
         F.col("first").isNull().alias("no_records"),
     )
-    filled = F.col("filled")
+    filled, worn = F.col("filled"), F.least(F.col("filled") * F.col("spacing"), F.lit(slots))
     amounts = {a: F.col("inputs")[k]["amounts"] for k, a in enumerate(inputs)}
     reason = F.coalesce(
         F.when(F.col("no_records"), "no_records"),
         F.when(filled == 0, f"no_{signal}"),
         F.when(filled < episodes.minimum_readings, "few_readings"),
-        F.when(filled * step_minutes < episodes.minimum_wear_hours * 60, "short_wear"),
+        F.when(worn * step_minutes < episodes.minimum_wear_hours * 60, "short_wear"),
         *[F.when(~F.exists(amounts[a], lambda x: x > 0), f"no_{a}") for a in episodes.require],
     )
     read_by_fit = ("model", "start", "minutes", "step_minutes", "utc_offset_minutes", "signals", "inputs", "covariates")
     digest = F.lower(F.lpad(F.hex(F.xxhash64(*read_by_fit)), 16, "0"))
-    packed = packed.withColumns({"wear_fraction": filled / slots, "reason": reason, "content_hash": digest})
+    packed = packed.withColumns({"wear_fraction": worn / slots, "reason": reason, "content_hash": digest})
     packed = packed.withColumn("status", F.when(F.col("reason").isNull(), "ready").otherwise("insufficient_data"))
-    return TIMELINES.conform(packed.drop("filled", "no_records"))
+    return TIMELINES.conform(packed.drop("filled", "spacing", "no_records"))

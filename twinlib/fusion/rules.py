@@ -1,6 +1,7 @@
 """Quality rules: small functions that say of a record whether it must be refused. The first that holds is the reason.
 
-They read the columns that `twinlib.fusion.ingest.judge` prepares. Conditions never raise, and null counts as "does not hold".
+They read the columns that `twinlib.fusion.judge` prepares. Conditions never raise, and null counts as "does not hold".
+A rule whose condition is None is decided over all records of a patient (`contradicted`), not over one record.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Rule:
 
     code: str
     targets: tuple[str, ...]
-    condition: Callable[[], Column]
+    condition: Callable[[], Column] | None
     expected: Callable[[Entry], str]
 
 
@@ -61,7 +62,7 @@ def missing_time() -> Column:
 
 @rule(MEASURED, lambda e: f"column {_times(e)}: day and month can be told apart in the file")
 def ambiguous_date() -> Column:
-    return (F.col("date_order") == "ambiguous") & (F.col("first").isNotNull() | F.col("second").isNotNull())
+    return F.col("date_order") == "ambiguous"
 
 
 @rule(MEASURED, lambda e: f"column {_times(e)}: {' or '.join(e.meaning.clock.formats)}")
@@ -72,7 +73,7 @@ def unparsable_time() -> Column:
 @rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: minutes of local time minus UTC, within 18 hours")
 def unparsable_offset() -> Column:
     faulty = F.col("offset_minutes").isNull() | (F.abs("offset_minutes") > 18 * 60)
-    return F.when(F.col("needs_offset"), faulty).otherwise(F.col("offset_stated") & faulty)
+    return F.when(F.col("needs_offset"), faulty).otherwise(F.col("offset").isNotNull() & faulty)
 
 
 @rule(MEASURED, lambda e: f"column {_times(e)}: a local time that exists in {e.meaning.clock.zone}")
@@ -105,9 +106,10 @@ def negative_amount() -> Column:
     return F.col("value") < 0
 
 
-@rule(MEASURED, lambda e: f"column {_column(e)}: values in the declared unit; those of this patient fit another unit of {e.meaning.name}")
-def unit_contradicts_values() -> Column:
-    return F.col("contradicted")
+RULES.append(Rule(
+    "unit_contradicts_values", MEASURED, None,
+    lambda e: f"column {_column(e)}: values in the declared unit; those of this patient fit another unit of {e.meaning.name}",
+))
 
 
 @rule(MEASURED, lambda e: f"column {_column(e)}: {e.plausible.text} {e.canonical}")
@@ -123,7 +125,7 @@ def unparsable_end() -> Column:
 
 @rule(MEASURED, lambda e: "the instant at which the record became known: a time stamp in the format of the record's own")
 def unparsable_available_at() -> Column:
-    return F.col("available_stated") & F.col("available").isNull()
+    return F.col("available").isNotNull() & F.col("stated_available").isNull()
 
 
 @rule(("patient",), lambda e: f"sex: one of {', '.join(_SEXES)}, or a code declared in sex_values")
@@ -138,5 +140,12 @@ def unparsable_birth_date() -> Column:
 
 def reason() -> Column:
     """Code of the first rule that holds, null where the record is sound; faults found while reading come first."""
-    tests = [F.when(F.col("target").isin(*r.targets) & r.condition(), F.lit(r.code)) for r in RULES]
+    tests = [F.when(F.col("target").isin(*r.targets) & r.condition(), F.lit(r.code)) for r in RULES if r.condition]
     return F.coalesce(F.col("fault"), *tests)
+
+
+def overruled(reason: Column, contradicted: Column) -> Column:
+    """`reason` after it is known that the patient's values contradict their unit; rules that come before it stand."""
+    codes = [r.code for r in RULES]
+    weaker = codes[codes.index("unit_contradicts_values") + 1 :]
+    return F.when(contradicted & (reason.isNull() | reason.isin(*weaker)), F.lit("unit_contradicts_values")).otherwise(reason)
