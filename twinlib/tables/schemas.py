@@ -139,7 +139,7 @@ TIMELINES = Table(
         Column("signals", SIGNALS, "observed signals in canonical units; minutes null = on the grid, NaN = missing", nullable=False),
         Column("inputs", INPUTS, "events by agent: minute from the start, total amount in canonical units, duration in minutes (0 = at once), label", nullable=False),
         Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = a default stood in for a missing one", nullable=False),
-        Column("wear_fraction", _real, "share of the grid's slots with a reading, over the whole episode", "1", nullable=False),
+        Column("wear_fraction", _real, "share of the whole episode that the sensor was worn: readings times their usual spacing (median, 5 to 15 min)", "1", nullable=False),
         Column("status", _text, "whether the row may be fitted", nullable=False, values=("ready", "insufficient_data")),
         Column("reason", _text, "why not, where it may not"),
         Column("content_hash", _text, "hash of all that the fit reads", nullable=False),

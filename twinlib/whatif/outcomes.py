@@ -66,10 +66,10 @@ LONGEST_SPACING = 3  # slots; the slowest sensors give a reading every 15 minute
 
 
 def wear_fraction(glucose: np.ndarray) -> float:
-    """Share of a trace [n] that the sensor was worn: readings times their usual spacing (median, 1 to 3 slots), at most 1."""
+    """Share of a trace [n] that the sensor was worn: readings times their usual spacing (lower median, 1 to 3 slots), at most 1."""
     at = np.flatnonzero(~np.isnan(glucose))
-    spacing = np.clip(np.floor(np.median(np.diff(at))), 1, LONGEST_SPACING) if at.size > 1 else 1
-    return min(1.0, at.size * float(spacing) / max(glucose.size, 1))
+    spacing = min(int(np.sort(np.diff(at))[(at.size - 2) // 2]), LONGEST_SPACING) if at.size > 1 else 1
+    return min(1.0, at.size * spacing / max(glucose.size, 1))
 
 
 def cgm_outcomes(glucose: np.ndarray) -> np.ndarray:
