@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +29,8 @@ from twinlib.population import priors
 from twinlib.progress import progress
 from twinlib.session import session
 from twinlib.tables import open_storage, schemas
-from twinlib.tables.runs import Runs
+from twinlib.tables.contracts import Table
+from twinlib.tables.runs import Runs, Stage
 from twinlib.whatif import cohorts, effects
 from twinlib.whatif import simulate as simulation
 from twinlib.whatif.scenarios import load_scenarios
@@ -64,6 +68,21 @@ class Plan:
         sources.check(self.config)
 
 
+@dataclass(frozen=True)
+class Work:
+    """A running stage: its row of the manifest, and whether its inputs are the same as last time."""
+
+    stage: Stage
+    same: bool
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.stage.counts
+
+    def unchanged(self) -> None:
+        self.stage.unchanged()
+
+
 class Night:
     """One run: a plan on a Spark session and a storage, stage by stage."""
 
@@ -84,14 +103,30 @@ class Night:
             for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects):
                 stage()
 
-    def _stage(self, name: str, input_hash: str):
-        return _Logged(self, name, input_hash)
+    @contextmanager
+    def _stage(self, name: str, parts: tuple[str, ...], *inputs: str, writes: tuple[Table, ...] = ()) -> Iterator[Work]:
+        """A stage in the manifest, with progress on a terminal and one log line.
+
+        parts: the parts of the configuration that the stage reads; inputs: versions or hashes of what else it reads. `same` where both
+        are those of its last run and its tables are there.
+        """
+        digest = hashlib.sha256("\x1f".join(inputs).encode()).hexdigest()[:16]
+        began, work = time.monotonic(), None
+        try:
+            with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
+                same = self.runs.last_input_hash(name, parts) == digest and all(self.storage.exists(t) for t in writes)
+                work = Work(stage, same)
+                yield work
+        finally:
+            counts = " ".join(f"{k}={v}" for k, v in sorted(work.counts.items()) if "." not in k) if work else ""
+            state = "failed" if sys.exc_info()[0] else work.stage.status
+            log.info("stage=%s status=%s seconds=%.1f %s", name, state, time.monotonic() - began, counts)
 
     def generate(self) -> None:
         """Make the synthetic cohort where the configuration asks for one."""
         if self.config.generate is None:
             return
-        with self._stage("generate", self.config.hash("generate", "seed")) as stage:
+        with self._stage("generate", ("generate", "seed")) as stage:
             if not synthetic.generate(self.config.generate, self.config.seed):
                 stage.unchanged()
             stage.counts["patients"] = self.config.generate.patients
@@ -101,14 +136,12 @@ class Night:
         self.plan.check_sources()
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
-        with self._stage("ingest", sources.fingerprint(self.config, key)) as stage:
+        tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)
+        with self._stage("ingest", ("sources", "vocabulary"), sources.fingerprint(self.config, key), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             got = ingest(self.spark, self.config, key)
-            for table, df in (
-                (schemas.PATIENTS, got.patients), (schemas.OBSERVATIONS, got.observations), (schemas.EXPOSURES, got.exposures),
-                (schemas.QUARANTINE, got.quarantine), (schemas.INGEST_COUNTS, got.counts),
-            ):
+            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.quarantine, got.counts)):
                 s.replace(table, df)
             got.release()
             for row in s.read(schemas.INGEST_COUNTS).collect():
@@ -121,7 +154,8 @@ class Night:
         """Observations and exposures to packed timelines."""
         s, model = self.storage, self.plan.fitter.model
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
-        with self._stage("fuse", _hash(self.config.hash("episodes"), model.name, *[s.version(t) for t in tables])) as stage:
+        versions = [s.version(t) for t in tables]
+        with self._stage("fuse", ("episodes",), model.name, *versions, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
@@ -135,7 +169,9 @@ class Night:
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
         s, fitter = self.storage, self.plan.fitter
-        with self._stage("fit", _hash(s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)) as stage:
+        tables = (schemas.POPULATIONS, schemas.TWIN_PARAMETERS, schemas.TWINS)
+        versions = (s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)
+        with self._stage("fit", ("fit", "seed"), *versions, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             s.replace(schemas.POPULATIONS, self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema))
@@ -167,7 +203,8 @@ class Night:
         s, simulator = self.storage, self.plan.simulator
         if simulator is None:
             return
-        with self._stage("simulate", _hash(s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)) as stage:
+        versions = (s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)
+        with self._stage("simulate", ("simulate",), *versions, writes=(schemas.OUTCOMES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             timelines, twins, outcomes = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
@@ -197,7 +234,7 @@ class Night:
         if simulator is None:
             return
         versions = [s.version(t) for t in (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)]
-        with self._stage("effects", _hash(self.config.hash("cohorts", "seed"), *versions)) as stage:
+        with self._stage("effects", ("cohorts", "seed"), *versions, writes=(schemas.COHORT_EFFECTS,)) as stage:
             if stage.same:
                 return stage.unchanged()
             frame = self.attributes().persist()
@@ -216,35 +253,6 @@ class Night:
             read(schemas.PATIENTS), read(schemas.TWINS), read(schemas.TWIN_PARAMETERS), read(schemas.TIMELINES), read(schemas.OUTCOMES),
             self.plan.attributes,
         )
-
-
-class _Logged:
-    """A stage of the manifest with progress on a terminal and one log line; `same` where its inputs are those of its last run."""
-
-    def __init__(self, night: Night, name: str, input_hash: str):
-        self.night, self.name, self.input_hash = night, name, input_hash
-
-    def __enter__(self):
-        self.same = self.night.runs.last_input_hash(self.name) == self.input_hash
-        self.manifest = self.night.runs.stage(self.name, input_hash=self.input_hash)
-        self.stage = self.manifest.__enter__()
-        self.stage.same = self.same
-        self.bar = progress(self.night.spark, self.name)
-        self.bar.__enter__()
-        self.began = time.monotonic()
-        return self.stage
-
-    def __exit__(self, *error):
-        self.bar.__exit__(*error)
-        swallowed = self.manifest.__exit__(*error)
-        counts = " ".join(f"{k}={v}" for k, v in sorted(self.stage.counts.items()) if "." not in k)
-        state = "failed" if error[0] else self.stage.status
-        log.info("stage=%s status=%s seconds=%.1f %s", self.name, state, time.monotonic() - self.began, counts)
-        return swallowed
-
-
-def _hash(*parts: str) -> str:
-    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()[:16]
 
 
 def _by(df: DataFrame, column: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 
 from twinlib.config import RunConfig
 from twinlib.sources import load_key
-from twinlib.sources.identity import pseudonyms
+from twinlib.sources.pseudonym import pseudonyms
 
 
 @dataclass(frozen=True)
