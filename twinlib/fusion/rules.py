@@ -29,7 +29,8 @@ class Rule:
 
 
 RULES: list[Rule] = []
-MEASURED, ALL = ("observation", "exposure"), ("observation", "exposure", "patient")
+EXPOSURE, PATIENT, MEASURED = ("exposure",), ("patient",), ("observation", "exposure")
+ALL = MEASURED + PATIENT
 
 
 def rule(targets: tuple[str, ...], expected: Callable[[Entry], str]):
@@ -101,7 +102,7 @@ def unknown_unit() -> Column:
     return F.col("value").isNull()
 
 
-@rule(("exposure",), lambda e: f"column {_column(e)}: not negative")
+@rule(EXPOSURE, lambda e: f"column {_column(e)}: not negative")
 def negative_amount() -> Column:
     return F.col("value") < 0
 
@@ -118,7 +119,7 @@ def out_of_range() -> Column:
     return (value > F.col("high")) | (value < low) | (F.col("low_open") & (value == low))
 
 
-@rule(("exposure",), lambda e: "the end or duration can be read and is not before the start")
+@rule(EXPOSURE, lambda e: "the end or duration can be read and is not before the start")
 def unparsable_end() -> Column:
     return F.col("end_stated") & (F.col("end").isNull() | (F.col("end") < F.col("utc")))
 
@@ -128,19 +129,24 @@ def unparsable_available_at() -> Column:
     return F.col("available").isNotNull() & F.col("stated_available").isNull()
 
 
-@rule(("patient",), lambda e: f"sex: one of {', '.join(_SEXES)}, or a code declared in sex_values")
+@rule(PATIENT, lambda e: f"sex: one of {', '.join(_SEXES)}, or a code declared in sex_values")
 def unknown_sex() -> Column:
     return F.col("sex_stated") & F.col("sex").isNull()
 
 
-@rule(("patient",), lambda e: f"birth date: {'a year' if e.meaning.attributes.birth_year else e.meaning.attributes.birth_date_format}, from 1900 on")
+@rule(PATIENT, lambda e: f"birth date: {'a year' if e.meaning.attributes.birth_year else e.meaning.attributes.birth_date_format}, from 1900 on")
 def unparsable_birth_date() -> Column:
     return F.col("birth_stated") & (F.col("birth_date").isNull() | (F.year("birth_date") < 1900))
 
 
+def _concerned(targets: tuple[str, ...]) -> Column:
+    flags = {ALL: F.col("measured") | F.col("person"), MEASURED: F.col("measured"), EXPOSURE: F.col("exposed"), PATIENT: F.col("person")}
+    return flags[targets]
+
+
 def reason() -> Column:
     """Code of the first rule that holds, null where the record is sound; faults found while reading come first."""
-    tests = [F.when(F.col("target").isin(*r.targets) & r.condition(), F.lit(r.code)) for r in RULES if r.condition]
+    tests = [F.when(_concerned(r.targets) & r.condition(), F.lit(r.code)) for r in RULES if r.condition]
     return F.coalesce(F.col("fault"), *tests)
 
 
