@@ -112,7 +112,7 @@ class RunConfig(Strict):
 
     @property
     def tables(self) -> str:
-        return str(Path(self.output) / "tables")
+        return f"{self.output.rstrip('/')}/tables"  # a local folder, or a URI (Delta on a cluster)
 
     def hash(self, *parts: str) -> str:
         """Hash of the named parts of the configuration (all of it when none is named)."""

@@ -5,6 +5,7 @@ import shutil
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from tests.tables.test_storage import BUCKETS, EVENTS, VISITS, events, patients, rows, visits
@@ -76,7 +77,8 @@ def test_a_damaged_pointer_is_named_with_the_remedy(spark, storage, content):
     storage.folder.mkdir()
     (storage.folder / "events" / "v000003").mkdir(parents=True)
     (storage.folder / "events" / "CURRENT").write_bytes(content)
-    for action in (lambda: storage.read(EVENTS), lambda: storage.version(EVENTS), lambda: storage.append(EVENTS, events(spark, ("x", 1)))):
+    new = events(spark, ("x", 1))
+    for action in (lambda: storage.read(EVENTS), lambda: storage.version(EVENTS), lambda: storage.append(EVENTS, new)):
         with pytest.raises(StorageError, match=r"events/CURRENT is damaged.*v000003"):
             action()
 
@@ -129,3 +131,24 @@ def test_a_folder_that_cannot_be_made_is_named(spark, tmp_path):
     storage = ParquetStorage(spark, str(tmp_path / "file" / "tables"), BUCKETS)
     with pytest.raises(StorageError, match="tables cannot be made"):
         storage.replace(EVENTS, events(spark, ("x", 1)))
+
+
+def test_the_same_rows_give_the_same_files_whatever_their_order(spark, storage):
+    data = [(f"p{i}", d, "home") for i in range(9) for d in range(3)]
+    contents = []
+    for order, partitions in ((data, 1), (data[::-1], 3)):
+        storage.replace(VISITS, visits(spark, *order).repartition(partitions))
+        home = storage.folder / "visits"
+        folder = home / (home / "CURRENT").read_text().strip()
+        contents.append([pq.read_table(p, partitioning=None).to_pylist() for p in sorted(folder.glob("bucket=*/*.parquet"))])
+    assert contents[0] == contents[1] and sum(map(len, contents[0])) == len(data)
+
+
+def test_only_the_owner_may_enter_the_folders(spark, storage):
+    umask = os.umask(0o022)
+    try:
+        storage.replace(EVENTS, events(spark, ("x", 1)))
+    finally:
+        os.umask(umask)
+    for folder in (storage.folder, storage.folder / "events", storage.folder / "events" / "v000001"):
+        assert folder.stat().st_mode & 0o777 == 0o700

@@ -51,13 +51,15 @@ class DeltaStorage(Storage):
                     return 0
                 marks = scope.select(PATIENT, F.lit(True).alias(SCOPED))
                 new = table.conform(df).join(marks, PATIENT, "left")
-                if self.exists(table) and self._properties(table).get(_BUCKETS) != str(self.buckets):
+                whole = not self.exists(table) or self._properties(table).get(_BUCKETS) != str(self.buckets)
+                if whole:  # a first write, or another number of buckets: every row moves
                     kept = self.read(table).join(marks, PATIENT, "left_anti").withColumn(SCOPED, F.lit(True))
-                    with self._staged(table, new.unionByName(kept)) as (staged, rows):
-                        self._overwrite(table, staged)
-                        return rows
+                    new = new.unionByName(kept)
                 with self._staged(table, new) as (staged, rows):
-                    self._merge(table, staged, scope, touched)
+                    if whole:
+                        self._overwrite(table, staged)
+                    else:
+                        self._merge(table, staged, scope, touched)
                     return rows
             finally:
                 scope.unpersist()
