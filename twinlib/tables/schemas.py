@@ -80,7 +80,7 @@ OBSERVATIONS = Table(
 EXPOSURES = Table(
     "exposures",
     "One row per accepted dose, infusion rate or intake.",
-    ("patient_id", "agent", "start"),
+    ("patient_id", "agent", "start", "source", "file", "line"),  # several foods of one meal share an instant
     (
         _patient(),
         Column("agent", _text, "what was given or eaten: insulin_bolus, insulin_basal, insulin_long_acting, carbohydrate, …", nullable=False),
