@@ -221,10 +221,7 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
             chosen &= hit.to_numpy(zero_copy_only=False) == wanted
     if entry.optional and entry.value and entry.value.column:
         chosen &= _cell(group, block.columns[entry.value.column]).is_valid().to_numpy(zero_copy_only=False)
-    blank = np.ones(len(block.lines), bool)
-    for column in block.columns.values():
-        blank &= ~pc.fill_null(pc.greater(pc.binary_length(column), 0), False).to_numpy(zero_copy_only=False)
-    return chosen & ~blank
+    return chosen
 
 
 def _select(
@@ -316,14 +313,10 @@ def _masker(group: FileGroup, names: list[str], raw_id: str | None, known: str |
             return json.dumps({"text": text if not column else f"({len(text)} characters, hidden: the patient's id may be among them)"})
         fields = text.split(group.delimiter) if group.quote is None else next(csv.reader([text], delimiter=group.delimiter, quotechar=group.quote), [])
         hidden = {k for k, name in enumerate(names) if name in group.hide}
-        place = names.index(column) if column else None
-        fields = [
-            "(hidden)" if k in hidden
-            else pseudonym(key, namespace, f.strip()) if k == place and f.strip()
-            else known if raw_id and f.strip() == raw_id
-            else f
-            for k, f in enumerate(fields)
-        ]
+        place = names.index(column) if column else len(fields)
+        own = fields[place].strip() if place < len(fields) else raw_id or ""
+        own_known = known or pseudonym(key, namespace, own)
+        fields = ["(hidden)" if k in hidden else own_known if own and f.strip() == own else f for k, f in enumerate(fields)]
         return json.dumps({"fields": fields}, ensure_ascii=False)
 
     return mask

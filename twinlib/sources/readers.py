@@ -184,7 +184,7 @@ def _without_unclosed_quotes(group: FileGroup, piece: bytes, before: int) -> tup
 
 
 def _without_blank_rows(block: Block, faulty: set[int]) -> Block:
-    """Without lines that hold nothing at all. Rows of empty cells between delimiters are rows, but not these."""
+    """Without rows that hold nothing but delimiters: spreadsheets leave them behind, and no one has recorded them."""
     filled = np.zeros(len(block.lines), bool)
     for column in block.columns.values():
         filled |= pc.greater(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
