@@ -164,7 +164,7 @@ class Night:
                 observations, exposures, patients, self.config.episodes, model.name, model.signal.name, model.agents,
                 {c: defaults[c] for c in model.covariates}, STEP,
             ))
-            stage.counts |= _by(s.read(schemas.TIMELINES), "status")
+            stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
@@ -196,7 +196,7 @@ class Night:
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
-            stage.counts |= _by(s.read(schemas.TWINS), "status")
+            stage.counts.update(_by(s.read(schemas.TWINS), "status"))
 
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""
@@ -226,7 +226,7 @@ class Night:
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
-            stage.counts |= _by(s.read(schemas.OUTCOMES), "status")
+            stage.counts.update(_by(s.read(schemas.OUTCOMES), "status"))
 
     def effects(self) -> None:
         """Mean effects of every cohort."""

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 
 from twinlib.config import RunConfig
 from twinlib.sources import load_key
-from twinlib.sources.pseudonym import pseudonyms
+from twinlib.sources.pseudonym import pseudonym
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def recovery(config: RunConfig, twin_parameters: DataFrame) -> list[Recovery] | 
     if config.generate is None:
         return None
     truth = pd.read_parquet(Path(config.generate.root) / "truth" / "parameters.parquet")
-    truth["patient_id"] = pseudonyms(truth.patient.to_numpy(), load_key(config.pseudonym_key))
+    key = load_key(config.pseudonym_key)
+    truth["patient_id"] = truth.patient.map({p: pseudonym(key, "", p) for p in truth.patient.unique()})
     estimates = twin_parameters.select("patient_id", "parameter", "q05", "q50", "q95").toPandas()
     return compare(estimates, truth)
