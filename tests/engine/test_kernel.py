@@ -23,25 +23,32 @@ def _matrix(x, p):
     return a
 
 
+def propagate(x, u, p, basal):
+    """State after five minutes of inputs u (5, 2), with transition and noise covariance of the noisy states, at 1e-10."""
+    z = np.concatenate([x, np.eye(3).ravel(), np.zeros(9)])
+    drive = np.diag([0.0, 0.0, 2 * p[6] ** 2 / p[7]])
+    for minute in u:
+
+        def f(t, z):
+            a, phi, q = _matrix(z[:10], p), z[10:19].reshape(3, 3), z[19:].reshape(3, 3)
+            return np.concatenate([_rates(z[:10], minute, p, basal), (a @ phi).ravel(), (a @ q + q @ a.T + drive).ravel()])  # noqa: B023
+
+        z = solve_ivp(f, (0, 1), z, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+    return z[:10], z[10:19].reshape(3, 3), z[19:].reshape(3, 3)
+
+
 def independent_filter(p, data: Data):
     """Innovations, variances and minus log-likelihood by adaptive integration at 1e-10 and matrix algebra."""
     basal, first = data.constants[0]
     u, y = data.inputs.reshape(-1, 2), data.readings[0]
     x = np.array([basal / VI / KD, basal / VI / p[5], basal / VI / KE, 0, 0, 0, 0, first, first, 0.0])
     P = np.diag([400.0, 400.0, p[6] ** 2])
-    q = p[6] ** 2 * (1 - np.exp(-10 / p[7]))
     H = np.array([0.0, 1.0, 0.0])
     out = []
     for k in range(y.size):
         if k > 0:
-            P[2, 2] += q
-            z = np.concatenate([x, np.eye(3).ravel()])
-            for j in range(5):
-                f = lambda t, z: np.concatenate([  # noqa: E731
-                    _rates(z[:10], u[5 * (k - 1) + j], p, basal), (_matrix(z[:10], p) @ z[10:].reshape(3, 3)).ravel()])
-                z = solve_ivp(f, (0, 1), z, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
-            x, phi = z[:10], z[10:].reshape(3, 3)
-            P = phi @ P @ phi.T
+            x, phi, q = propagate(x, u[5 * (k - 1) : 5 * k], p, basal)
+            P = phi @ P @ phi.T + q
         if np.isnan(y[k]):
             out.append((0.0, 1.0))
             continue
@@ -73,24 +80,27 @@ def test_replay_of_the_smoothed_noise_is_the_smoothed_signal(kernel, patient):
 
     # independent: the signal is affine in (start, noise); condition the joint Gaussian directly
     n = data.readings.shape[1]
-    z0 = np.zeros((1, n, 1)), np.array([[data.constants[0, 1]] * 2 + [0.0]])
-    base = kernel.simulate(theta[None], [0], data, *z0)[0]
-    columns = []
-    for j in range(3):
-        s = z0[1].copy()
-        s[0, j] += 1
-        columns.append(kernel.simulate(theta[None], [0], data, z0[0], s)[0] - base)
-    for k in range(1, n):
-        w = z0[0].copy()
-        w[0, k, 0] = 1
-        columns.append(kernel.simulate(theta[None], [0], data, w, z0[1])[0] - base)
+    zero, plain = np.zeros((1, n, 3)), np.array([[data.constants[0, 1]] * 2 + [0.0]])
+    base = kernel.simulate(theta[None], [0], data, zero, plain)[0]
+    basal, first = data.constants[0]
+    x = np.array([basal / VI / KD, basal / VI / theta[5], basal / VI / KE, 0, 0, 0, 0, first, first, 0.0])
+    columns, prior = [], np.zeros((3 * n, 3 * n))
+    prior[:3, :3] = np.diag([400.0, 400.0, theta[6] ** 2])
+    for k in range(n):
+        for j in range(3):
+            noise, start = zero.copy(), plain.copy()
+            if k == 0:
+                start[0, j] += 1
+            else:
+                noise[0, k, j] = 1
+            columns.append(kernel.simulate(theta[None], [0], data, noise, start)[0] - base)
+        if k > 0:
+            x, _, prior[3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = propagate(x, data.inputs.reshape(-1, 2)[5 * (k - 1) : 5 * k], theta, basal)
     A = np.array(columns).T
-    q = theta[6] ** 2 * (1 - np.exp(-10 / theta[7]))
-    prior = np.diag([400.0, 400.0, theta[6] ** 2] + [q] * (n - 1))
     seen = ~np.isnan(data.readings[0])
     S = A[seen] @ prior @ A[seen].T + SENSOR_SD**2 * np.eye(seen.sum())
     best = prior @ A[seen].T @ np.linalg.solve(S, data.readings[0, seen] - base[seen])
-    np.testing.assert_allclose(replay, base + A @ best, atol=1e-6)
+    np.testing.assert_allclose(replay, base + A @ best, atol=1e-4)
 
 
 def test_a_lane_does_not_depend_on_its_neighbours(kernel, patient):

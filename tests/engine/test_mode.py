@@ -21,10 +21,11 @@ def simulated(kernel, count: int, days: int, seed: int):
     truth = MODEL.prior_mean + MODEL.prior_sd * rng.standard_normal((count, 8))
     p = MODEL.natural(truth)
     first = p[:, 2]
-    blank = Data(np.column_stack([np.full(count, 0.2), first]), u.reshape(count, -1), np.zeros((count, n)))
-    noise = np.sqrt(p[:, 6] ** 2 * (1 - np.exp(-10 / p[:, 7])))[:, None, None] * rng.standard_normal((count, n, 1))
+    blank = Data(np.column_stack([np.full(count, 0.2), first]), u.reshape(count, -1), np.zeros((count, 5 * n)))
+    noise = np.zeros((count, 5 * n, 3))  # the flux, exactly, every minute
+    noise[:, 1:, 2] = np.sqrt(p[:, 6] ** 2 * (1 - np.exp(-2 / p[:, 7])))[:, None] * rng.standard_normal((count, 5 * n - 1))
     start = np.column_stack([first + 20 * rng.standard_normal(count), first + 20 * rng.standard_normal(count), p[:, 6] * rng.standard_normal(count)])
-    y = kernel.simulate(p, np.arange(count), blank, noise, start) + 5 * rng.standard_normal((count, n))
+    y = Kernel(MODEL, 1.0).simulate(p, np.arange(count), blank, noise, start)[:, ::5] + 5 * rng.standard_normal((count, n))
     y[rng.random(y.shape) < 0.05] = np.nan
     return truth, Data(blank.constants, blank.inputs, y)
 

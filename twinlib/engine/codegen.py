@@ -8,8 +8,8 @@ result does not depend on its neighbours.
 Three entry points (see the template at the end): `filter_lanes` runs the continuous-discrete extended Kalman filter and
 gives innovations and log-likelihood; `smooth_lanes` also runs backwards and gives the smoothed noise and initial state
 (disturbance smoother: de Jong 1989, Durbin & Koopman 2012 section 4.5); `simulate_lanes` replays the dynamics under given
-noise. Slot k stands for the instant k*step: its reading comes first, then its noise and inputs lead to slot k+1; noise[k] is what
-entered between slots k-1 and k, and noise[0] is zero. The transition matrix of a slot is integrated with the states by the same Runge-Kutta steps, so it is the exact
+noise. Slot k stands for the instant k*step: its reading comes first, then its inputs lead to slot k+1; noise[k] is what has entered the
+noisy states between slots k-1 and k, and noise[0] is zero. The covariance of that noise (Lyapunov equation) and the transition matrix of a slot are integrated with the states by the same Runge-Kutta steps, so the transition is the exact
 derivative of the replay: where the noisy part is linear, replaying the smoothed noise gives the smoothed signal to rounding.
 """
 
@@ -119,11 +119,12 @@ class Generator:
         self.phi = sorted(linked)
         self.layout.add(*[f"f{i}_{j}" for i, j in self.phi])
         self.cov = [(i, j) for a, i in enumerate(self.N) for j in self.N[: a + 1]]
-        self.layout.add(*[f"c{i}_{j}" for i, j in self.cov])
+        self.layout.add(*[f"c{i}_{j}" for i, j in self.cov], *[f"q{i}_{j}" for i, j in self.cov])
         self.layout.add(*[f"h{i}" for i in self.N], *[f"g{i}" for i in self.N], "ev", "es")
         self.layout.add(*[v.name.replace("c", "b") for v in s.c], *[v.name for v in s.p])
         self.b = {v: sp.Symbol(v.name.replace("c", "b"), real=True) for v in s.c}  # constants: b0.. (c is the covariance)
-        self.hoist = _Hoist(set(s.x) | set(s.u) | {sp.Symbol(f"f{i}_{j}", real=True) for i, j in self.phi})
+        carried = [f"f{i}_{j}" for i, j in self.phi] + [f"q{i}_{j}" for i, j in self.cov]
+        self.hoist = _Hoist(set(s.x) | set(s.u) | {sp.Symbol(n, real=True) for n in carried})
         own = lambda e: sp.sympify(e).xreplace(self.b)  # noqa: E731
         self.f = [self.hoist(own(e)) for e in s.f]
         phi = {ij: sp.Symbol(f"f{ij[0]}_{ij[1]}", real=True) for ij in self.phi}
@@ -131,7 +132,14 @@ class Generator:
             (i, j): self.hoist(own(sum((s.jacobian(i, k) * phi[k, j] for k in self.N if (k, j) in phi), sp.Integer(0))))
             for i, j in self.phi
         }
-        self.q = {i: self.hoist(own(e)) for i, e in s.q.items()}
+        q = {ij: sp.Symbol(f"q{ij[0]}_{ij[1]}", real=True) for ij in self.cov}
+        q |= {(j, i): v for (i, j), v in q.items()}
+        self.dq = {  # Lyapunov equation of the noise that enters over a slot
+            (i, j): self.hoist(own(
+                sum((s.jacobian(i, k) * q[k, j] + q[i, k] * s.jacobian(j, k) for k in self.N), s.q.get(i, sp.Integer(0)) if i == j else sp.Integer(0))
+            ))
+            for i, j in self.cov
+        }
         self.obs = self.hoist(own(s.observe))
         self.H = {i: self.hoist(own(sp.diff(s.observe, s.x[i]))) for i in self.N}
         self.r = self.hoist(own(s.r))
@@ -150,18 +158,19 @@ class Generator:
         return _lanes(lines)
 
     def begin_slot(self) -> str:
-        """Noise enters the covariance (not before the first reading); the transition starts as the identity."""
+        """The slot's transition starts as the identity, its noise as nothing."""
         L = self.layout
-        lines = L.load(_names(self.q.values()))
-        lines += [f"S[{L.rows[f'c{i}_{i}'] * W} + l] += on*({_print(e)})" for i, e in self.q.items()]
-        lines += [L.store(f"f{i}_{j}", "1.0" if i == j else "0.0") for i, j in self.phi]
+        lines = [L.store(f"f{i}_{j}", "1.0" if i == j else "0.0") for i, j in self.phi]
+        lines += [L.store(f"q{i}_{j}", "0.0") for i, j in self.cov]
         return _lanes(lines)
 
     def step(self, with_transition: bool) -> str:
-        """One Runge-Kutta step (classical, order 4) of the states, and of the transition with them."""
+        """One Runge-Kutta step (classical, order 4) of the states, and of the transition and the noise covariance with them."""
         L, s = self.layout, self.s
-        names = [v.name for v in s.x] + ([f"f{i}_{j}" for i, j in self.phi] if with_transition else [])
-        rates = list(self.f) + ([self.df[ij] for ij in self.phi] if with_transition else [])
+        names, rates = [v.name for v in s.x], list(self.f)
+        if with_transition:
+            names += [f"f{i}_{j}" for i, j in self.phi] + [f"q{i}_{j}" for i, j in self.cov]
+            rates += [self.df[ij] for ij in self.phi] + [self.dq[ij] for ij in self.cov]
         used = _names(rates)
         inputs = {u.name: i for i, u in enumerate(s.u)}
         lines = L.load(set(names) | {n for n in used if n.startswith("k")})
@@ -182,11 +191,11 @@ class Generator:
         L, N = self.layout, self.N
         cov = lambda i, j: f"c{i}_{j}" if N.index(i) >= N.index(j) else f"c{j}_{i}"  # noqa: E731
         has = set(self.phi)
-        lines = L.load({f"f{i}_{j}" for i, j in self.phi} | {f"c{i}_{j}" for i, j in self.cov})
+        lines = L.load({f"f{i}_{j}" for i, j in self.phi} | {f"{m}{i}_{j}" for i, j in self.cov for m in "cq"})
         for i in N:  # M = phi P
             lines += [f"m{i}_{j} = " + " + ".join(f"f{i}_{k}*{cov(k, j)}" for k in N if (i, k) in has) for j in N]
-        for i, j in self.cov:  # P = M phi'
-            lines += [f"v{i}_{j} = " + " + ".join(f"m{i}_{k}*f{j}_{k}" for k in N if (j, k) in has)]
+        for i, j in self.cov:  # P = M phi' + Q
+            lines += [f"v{i}_{j} = q{i}_{j} + " + " + ".join(f"m{i}_{k}*f{j}_{k}" for k in N if (j, k) in has)]
         v = lambda i, j: cov(i, j).replace("c", "v")  # noqa: E731
         seen = [i for i in N if self.H[i] != 0]
         used = _names([self.obs, self.r, *self.H.values()])
@@ -204,13 +213,15 @@ class Generator:
         return _lanes(lines)
 
     def backward(self) -> str:
-        """One slot of the disturbance smoother; R holds the backward vector, T the stored rows of the slot."""
+        """One slot of the disturbance smoother; R holds the backward vector, T the stored rows of the slot, B gets the noise Q r."""
         N = self.N
         T = self.stored()
         load = lambda name: f"T[o + {T.index(name) * W} + l]"  # noqa: E731
         lines = [f"r{a} = R[{a * W} + l]" for a in range(len(N))]
         lines += [f"z = {load('ev')}/{load('es')}" + "".join(f" - {load(f'g{i}')}*r{a}" for a, i in enumerate(N))]
         lines += [f"r{a} = r{a} + {load(f'h{i}')}*z" for a, i in enumerate(N)]
+        cov = lambda i, j: f"q{i}_{j}" if N.index(i) >= N.index(j) else f"q{j}_{i}"  # noqa: E731
+        lines += [f"B[{a * W} + l] = " + " + ".join(f"{load(cov(i, j))}*r{b}" for b, j in enumerate(N)) for a, i in enumerate(N)]
         lines += [
             f"R[{a * W} + l] = " + " + ".join(f"{load(f'f{i}_{j}')}*r{b}" for b, i in enumerate(N) if (i, j) in set(self.phi))
             for a, j in enumerate(N)
@@ -219,18 +230,12 @@ class Generator:
 
     def stored(self) -> list[str]:
         """Rows that the smoother keeps of every slot."""
-        return [f"f{i}_{j}" for i, j in self.phi] + [f"g{i}" for i in self.N] + [f"h{i}" for i in self.N] + ["ev", "es"]
-
-    def noise_out(self) -> str:
-        """Smoothed noise on the way to the slot: Q r."""
-        L = self.layout
-        lines = L.load(_names(self.q.values()))
-        lines += [f"B[{a * W} + l] = ({_print(e)})*R[{self.N.index(i) * W} + l]" for a, (i, e) in enumerate(self.q.items())]
-        return _lanes(lines)
+        carried = [f"f{i}_{j}" for i, j in self.phi] + [f"q{i}_{j}" for i, j in self.cov]
+        return carried + [f"g{i}" for i in self.N] + [f"h{i}" for i in self.N] + ["ev", "es"]
 
     def noise_in(self) -> str:
-        """Given noise enters its states at the start of the slot."""
-        rows = [self.layout.rows[self.s.x[i].name] for i in self.q]
+        """Given noise is added to the noisy states."""
+        rows = [self.layout.rows[self.s.x[i].name] for i in self.N]
         return _lanes([f"S[{row * W} + l] += B[{a * W} + l]" for a, row in enumerate(rows)])
 
     def start_out(self) -> str:
@@ -251,12 +256,12 @@ class Generator:
         first = L.rows
         keep = "\n".join(f"    for l in range({W}): T[o + {a * W} + l] = S[{first[n] * W} + l]" for a, n in enumerate(self.stored()))
         return _TEMPLATE.format(
-            name=s.name, version=s.version, W=W, SIZE=len(L.rows) * W, NX=self.n, NN=len(self.N), NQ=len(s.q), NU=len(s.u),
+            name=s.name, version=s.version, W=W, SIZE=len(L.rows) * W, NX=self.n, NN=len(self.N), NU=len(s.u),
             NP=len(s.p), NC=len(s.c), NT=len(self.stored()), ROW_P=first[s.p[0].name] * W,
             ROW_C=first[self.b[s.c[0]].name] * W if s.c else 0, ROW_E=first["ev"] * W, ROW_S=first["es"] * W,
             noisy_rows=repr(tuple(first[s.x[i].name] * W for i in self.N) or (0,)),
             init=self.init(), begin_slot=self.begin_slot(), step=self.step(True), plain_step=self.step(False), update=self.update(),
-            keep=keep, backward=self.backward(), noise_out=self.noise_out(), noise_in=self.noise_in(),
+            keep=keep, backward=self.backward(), noise_in=self.noise_in(),
             start_out=self.start_out(), observe=self.observe(),
         )
 
@@ -284,8 +289,7 @@ def init(S, step):
 
 
 @njit(**LANE)
-def begin_slot(S, noisy):
-    on = 1.0 if noisy else 0.0
+def begin_slot(S):
 {begin_slot}
 
 
@@ -314,13 +318,8 @@ def keep(S, T, o):
 
 
 @njit(**LANE)
-def backward(T, o, R):
+def backward(T, o, R, B):
 {backward}
-
-
-@njit(**LANE)
-def noise_out(S, R, B):
-{noise_out}
 
 
 @njit(**LANE)
@@ -390,7 +389,7 @@ def filter_lanes(P, who, C, U, Y, m, dt, nsub, full, E, V, nll):
         prod[:] = 1.0
         logs[:] = 0.0
         for k in range(n):
-            begin_slot(S, k > 0)
+            begin_slot(S)
             if k > 0:
                 gather_inputs(UB, U, who, first, k - 1, m)
                 for j in range(m):
@@ -417,7 +416,7 @@ def filter_lanes(P, who, C, U, Y, m, dt, nsub, full, E, V, nll):
 
 @njit(**LOOP)
 def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
-    """noise (lanes, slots, {NQ}): smoothed noise on the way to each slot; start (lanes, {NN}): smoothed initial noisy states."""
+    """noise (lanes, slots, {NN}): smoothed noise on the way to each slot; start (lanes, {NN}): smoothed initial noisy states."""
     n = Y.shape[1]
     h = dt/nsub
     S = np.zeros({SIZE})
@@ -425,12 +424,12 @@ def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
     YB = np.zeros(2*{W})
     T = np.zeros(n*{NT}*{W})
     R = np.zeros({NN}*{W})
-    B = np.zeros(max({NQ}, {NN}, 1)*{W})
+    B = np.zeros(max({NN}, 1)*{W})
     for first in range(0, who.size, {W}):
         gather_parameters(S, P, who, C, first)
         init(S, m*dt)
         for k in range(n):
-            begin_slot(S, k > 0)
+            begin_slot(S)
             if k > 0:
                 gather_inputs(UB, U, who, first, k - 1, m)
                 for j in range(m):
@@ -441,11 +440,10 @@ def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
             keep(S, T, k*{NT}*{W})
         R[:] = 0.0
         for k in range(n - 1, -1, -1):
-            backward(T, k*{NT}*{W}, R)
-            noise_out(S, R, B)
+            backward(T, k*{NT}*{W}, R, B)
             for l in range(min({W}, who.size - first)):
-                for a in range({NQ}):
-                    noise[first + l, k, a] = B[a*{W} + l] if k > 0 else 0.0
+                for a in range({NN}):
+                    noise[first + l, k, a] = B[a*{W} + l]
         init(S, m*dt)
         start_out(S, R, B)
         for l in range(min({W}, who.size - first)):
@@ -454,18 +452,17 @@ def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
 
 
 NOISY = {noisy_rows}
-noise_count = {NQ}
 noisy_count = {NN}
 
 
 @njit(**LOOP)
 def simulate_lanes(P, who, C, U, m, dt, nsub, noise, start, out):
-    """Replay: noise (lanes, slots, {NQ}) and start (lanes, {NN}) as smooth_lanes gives them; out (lanes, slots): the signal."""
+    """Replay: noise (lanes, slots, {NN}) and start (lanes, {NN}) as smooth_lanes gives them; out (lanes, slots): the signal."""
     n = out.shape[1]
     h = dt/nsub
     S = np.zeros({SIZE})
     UB = np.zeros(max(m*{NU}, 1)*{W})
-    B = np.zeros(max({NQ}, 1)*{W})
+    B = np.zeros(max({NN}, 1)*{W})
     for first in range(0, who.size, {W}):
         gather_parameters(S, P, who, C, first)
         init(S, m*dt)
@@ -476,14 +473,14 @@ def simulate_lanes(P, who, C, U, m, dt, nsub, noise, start, out):
         for k in range(n):
             if k > 0:
                 gather_inputs(UB, U, who, first, k - 1, m)
-                for l in range({W}):
-                    i = min(first + l, who.size - 1)
-                    for a in range({NQ}):
-                        B[a*{W} + l] = noise[i, k, a]
-                noise_in(S, B)
                 for j in range(m):
                     for _ in range(nsub):
                         plain_advance(S, UB, j*{NU}*{W}, h)
+                for l in range({W}):
+                    i = min(first + l, who.size - 1)
+                    for a in range({NN}):
+                        B[a*{W} + l] = noise[i, k, a]
+                noise_in(S, B)
             observe(S, B)
             for l in range(min({W}, who.size - first)):
                 out[first + l, k] = B[l]

@@ -20,7 +20,7 @@ class ModelError(ConfigError):
 
 @dataclass(frozen=True)
 class State:
-    """A state of the dynamics. `noise`: an independent random increment is added to it at the start of every grid slot."""
+    """A state of the dynamics. `noise`: white noise drives it (see `Model.noise`)."""
 
     name: str
     unit: str
@@ -79,7 +79,7 @@ class Model:
     Methods (namespaces in, expressions out):
       dynamics(x, u, p, c) -> {state: derivative per minute}
       initial(p, c) -> {state: value}; initial_variance(p, c) -> {state: variance} for states with uncertain start
-      noise(p, c, step) -> {state: variance added at the start of each slot of `step` minutes}
+      noise(p, c) -> {state: intensity of the white noise that drives it, variance per minute}
       observe(x, p, c) -> expression in the signal's unit; error_variance(p, c) -> expression
       constants(batch) -> {name: (patients,) array}: per-patient numbers that the equations call `c`
     """
@@ -104,7 +104,7 @@ class Model:
     def initial_variance(self, p, c):
         return {}
 
-    def noise(self, p, c, step):
+    def noise(self, p, c):
         return {}
 
     def observe(self, x, p, c):

@@ -90,10 +90,10 @@ class Kernel:
         return nll, e, v
 
     def smooth(self, theta, who, data: Data):
-        """Smoothed noise (lanes, slots, noises) and smoothed initial noisy states (lanes, noisy states)."""
+        """Smoothed noise (lanes, slots, noisy states) and smoothed initial noisy states (lanes, noisy states)."""
         theta, who = self._lanes(theta, who)
         m = self.module
-        noise = np.empty((who.size, data.readings.shape[1], m.noise_count))
+        noise = np.empty((who.size, data.readings.shape[1], m.noisy_count))
         start = np.empty((who.size, m.noisy_count))
         m.smooth_lanes(theta, who, data.constants, data.inputs, data.readings, self.intervals, self.interval, 1, noise, start)
         return noise, start

@@ -33,7 +33,6 @@ class System:
     u: tuple[sp.Symbol, ...]
     p: tuple[sp.Symbol, ...]
     c: tuple[sp.Symbol, ...]
-    step: sp.Symbol
     f: tuple[sp.Expr, ...]
     x0: tuple[sp.Expr, ...]
     p0: dict[int, sp.Expr]
@@ -83,13 +82,12 @@ def trace(model: Model) -> System:
     u = group("u", [i.name for i in model.inputs])
     p = group("p", [q.name for q in model.parameters])
     c = group("c", model.constant_names)
-    step = sp.Symbol("step", positive=True)
     X, U, P, C = Names("state", x), Names("input", u), Names("parameter", p), Names("constant", c)
 
     f = _by_state(_call(model.dynamics, X, U, P, C), model, model.dynamics, complete=True)
     x0 = _by_state(_call(model.initial, P, C), model, model.initial, complete=True)
     p0 = _by_state(_call(model.initial_variance, P, C), model, model.initial_variance, complete=False)
-    q = _by_state(_call(model.noise, P, C, step), model, model.noise, complete=False)
+    q = _by_state(_call(model.noise, P, C), model, model.noise, complete=False)
     declared = {s.name for s in model.states if s.noise}
     if declared != set(q):
         raise ModelError(f"{where_defined(model.noise)}: states declared with noise ({', '.join(sorted(declared)) or 'none'}) are not those of noise()")
@@ -107,7 +105,7 @@ def trace(model: Model) -> System:
     if not observe.free_symbols & {x[states[i]] for i in reached} and reached:
         raise ModelError(f"{where_defined(model.observe)}: the observed signal does not depend on any state that noise reaches")
     return System(
-        model.name, model.version, tuple(x.values()), tuple(u.values()), tuple(p.values()), tuple(c.values()), step,
+        model.name, model.version, tuple(x.values()), tuple(u.values()), tuple(p.values()), tuple(c.values()),
         tuple(f[s] for s in states), tuple(x0[s] for s in states),
         {index[n]: e for n, e in p0.items()}, {index[n]: e for n, e in q.items()}, observe, r, tuple(sorted(reached)),
     )

@@ -6,7 +6,6 @@ is an Ornstein-Uhlenbeck process in mg/dL/min that enters plasma glucose; the Ka
 """
 
 import numpy as np
-import sympy as sp
 
 from twinlib.engine.contract import Input, Model, Parameter, Signal, State
 
@@ -78,8 +77,8 @@ class GlucoseInsulin(Model):
     def initial_variance(self, p, c):
         return {"glucose": 20.0**2, "interstitial_glucose": 20.0**2, "flux": p.flux_sd**2}
 
-    def noise(self, p, c, step):
-        return {"flux": p.flux_sd**2 * (1 - sp.exp(-2 * step / p.flux_correlation_time))}
+    def noise(self, p, c):
+        return {"flux": 2 * p.flux_sd**2 / p.flux_correlation_time}  # gives the flux its stationary SD
 
     def observe(self, x, p, c):
         return x.interstitial_glucose

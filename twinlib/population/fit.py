@@ -46,7 +46,8 @@ class Fitter:
     def fit(self, batch: Batch) -> list[dict]:
         """One dictionary of `twins` values (without identity and versions) per row of the batch."""
         model, kernel, prior = self.model, self.kernel, self.prior
-        data = batch.data(model)
+        with np.errstate(all="ignore"):  # what is not finite becomes a status
+            data = batch.data(model)
         start = np.tile(prior.mean, (len(batch), 1))
         second = start.copy()
         second[:, 0] -= prior.sd[0]
