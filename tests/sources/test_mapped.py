@@ -84,7 +84,7 @@ def test_one_bad_file_among_good_ones_is_data_not_an_error(tmp_path):
 
 def test_no_identifier_leaves_the_reading_step(tmp_path):
     files = {"ward/secret-7.csv": "mrn,at,mgdl,note\nsecret-7,t,5,secret-7\nsecret-7,t,5,x,secret-7\n"}
-    by_name = source(tmp_path, files, lambda g: g.update(glob="**/*.csv", patient={"file": r"([^/]+)\.csv$"}))
+    by_name = source(tmp_path, files, lambda g: g.update(glob="ward/*.csv", patient={"file": r"([^/]+)\.csv$"}))
     by_column = source(tmp_path, {"all.csv": files["ward/secret-7.csv"]}, lambda g: g.update(glob="all.csv", patient={"column": "mrn"}))
     for s in (by_name, by_column):
         got = extracted(s)
