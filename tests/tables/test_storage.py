@@ -99,7 +99,7 @@ def test_replacing_patients_updates_inserts_deletes_and_leaves_the_others(spark,
     storage.replace(VISITS, visits(spark, *start))
     old, version = storage.read(VISITS), storage.version(VISITS)
     new = visits(spark, ("a", 1, "ward"), ("a", 2, "home"), ("e", 0, "ward"))  # a 0 goes, a 1 changes, a 2 and e come, b goes
-    assert storage.replace_patients(VISITS, new, patients(spark, "a", "b", "e", "e", None)) >= 3
+    assert storage.replace_patients(VISITS, new, patients(spark, "a", "b", "e", "e", None)) == 3
     want = [("a", 1, "ward"), ("a", 2, "home"), ("c", 0, "home"), ("d", 0, "ward"), ("e", 0, "ward")]
     assert rows(storage.read(VISITS)) == want
     assert rows(old) == start  # a frame read before the write shows what it showed
@@ -116,7 +116,7 @@ def test_replacing_patients_can_build_a_table(spark, storage):
 def test_rows_of_a_patient_out_of_scope_are_refused(spark, storage):
     new = visits(spark, ("a", 5, "home"), ("b", 5, "home"))
     for scope in (patients(spark, "a"), patients(spark)):
-        with pytest.raises(StorageError, match=r"visits: nothing was stored.*only patients that are being replaced \(by . of 2"):
+        with pytest.raises(StorageError, match=r"visits: nothing was stored.*only patients that are being replaced \(by [12] rows"):
             storage.replace_patients(VISITS, new, scope)
     assert not storage.exists(VISITS)
 
@@ -132,9 +132,9 @@ def test_a_table_can_be_rewritten_from_itself(spark, storage):
 def test_a_broken_contract_stores_nothing_and_shows_no_values(spark, storage):
     storage.replace(VISITS, visits(spark, ("z", 9, "home")))
     for row, message in (
-        (("a", None, "home"), r"day IS NOT NULL \(by 1 of 2 rows\)"),
-        (("a", 1, "spa"), r"kind IN \('home', 'ward'\) \(by 1 of 2 rows\)"),
-        (("z", 0, "ward"), r"one row per \(patient_id, day\) \(by 2 of 2 rows\)"),
+        (("a", None, "home"), r"day IS NOT NULL \(by 1 rows\)"),
+        (("a", 1, "spa"), r"kind IN \('home', 'ward'\) \(by 1 rows\)"),
+        (("z", 0, "ward"), r"one row per \(patient_id, day\) \(by 2 rows\)"),
     ):
         with pytest.raises(StorageError, match=message) as error:
             storage.replace(VISITS, visits(spark, ("z", 0, "home"), row))
@@ -163,7 +163,7 @@ def test_work_that_fails_on_the_way_leaves_the_old_version(spark, storage):
 
 
 def test_append_adds_rows_once_and_to_flat_tables_only(spark, storage):
-    assert storage.append(EVENTS, events(spark, ("x", 1))) == 1
+    storage.append(EVENTS, events(spark, ("x", 1)))
     storage.append(EVENTS, events(spark, ("y", 2)))
     storage.append(EVENTS, events(spark, ("y", 3), ("z", 4)))  # y is there: a repeat
     assert sorted(map(tuple, storage.read(EVENTS).collect())) == [("x", 1), ("y", 2), ("z", 4)]

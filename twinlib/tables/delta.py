@@ -13,7 +13,7 @@ from pyspark.sql.types import ArrayType, DataType, IntegerType, MapType, StructF
 
 from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
-from twinlib.tables.storage import BUCKET, SCOPED, Storage, check_flat, check_types
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types
 
 _BUCKETS = "twinlib.buckets"
 _CONSTRAINT = "delta.constraints."
@@ -49,12 +49,9 @@ class DeltaStorage(Storage):
                 touched = sorted(row[0] for row in scope.select(BUCKET).distinct().collect())
                 if self.exists(table) and not touched and df.isEmpty():
                     return 0
-                marks = scope.select(PATIENT, F.lit(True).alias(SCOPED))
-                new = table.conform(df).join(marks, PATIENT, "left")
+                # A first write, or another number of buckets: every row moves.
                 whole = not self.exists(table) or self._properties(table).get(_BUCKETS) != str(self.buckets)
-                if whole:  # a first write, or another number of buckets: every row moves
-                    kept = self.read(table).join(marks, PATIENT, "left_anti").withColumn(SCOPED, F.lit(True))
-                    new = new.unionByName(kept)
+                new = self.marked(table.conform(df), scope, self.read(table) if whole else None)
                 with self._staged(table, new) as (staged, rows):
                     if whole:
                         self._overwrite(table, staged)
@@ -64,13 +61,12 @@ class DeltaStorage(Storage):
             finally:
                 scope.unpersist()
 
-    def append(self, table: Table, df: DataFrame) -> int:
+    def append(self, table: Table, df: DataFrame) -> None:
         check_flat(table)
-        with self.writer(), self._staged(table, table.conform(df)) as (staged, rows):
+        with self.writer(), self._staged(table, table.conform(df)) as (staged, _):
             self._ensure(table)
             same = " AND ".join(f"t.`{k}` <=> s.`{k}`" for k in table.key)
             self._target(table).merge(staged.alias("s"), same).whenNotMatchedInsertAll().execute()
-            return rows
 
     def _merge(self, table: Table, staged: DataFrame, scope: DataFrame, touched: list[int]) -> None:
         """One commit that inserts, updates and deletes rows of the patients in `scope`, in the touched buckets only.

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
-from twinlib.tables.contracts import PATIENT, Table
-from twinlib.tables.storage import BUCKET, SCOPED, Storage, check_flat, check_types, make_folder
+from twinlib.tables.contracts import Table
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, make_folder
 
 POINTER = "CURRENT"
 _BUCKETS = "_buckets"
@@ -70,24 +69,21 @@ class ParquetStorage(Storage):
                 touched = {row[0] for row in scope.select(BUCKET).distinct().collect()}
                 if version is not None and not touched and df.isEmpty():
                     return 0
-                marks = scope.select(PATIENT, F.lit(True).alias(SCOPED))
-                new = table.conform(df).join(marks, PATIENT, "left")
                 if version is None:
-                    return self._write(table, new)
+                    return self._write(table, self.marked(table.conform(df), scope, None))
                 rebucket = (version / _BUCKETS).read_text() != str(self.buckets)  # another configuration: every file changes
                 folders = [p for p in _folders(version) if rebucket or _bucket(p) in touched]
-                if folders:
-                    kept = self._frame(table, folders).join(marks, PATIENT, "left_anti").withColumn(SCOPED, F.lit(True))
-                    new = new.unionByName(kept)
+                stored = self._frame(table, folders) if folders else None
+                new = self.marked(table.conform(df), scope, stored)
                 return self._write(table, new, [p for p in _folders(version) if p not in folders])
             finally:
                 scope.unpersist()
 
-    def append(self, table: Table, df: DataFrame) -> int:
+    def append(self, table: Table, df: DataFrame) -> None:
         check_flat(table)
         with self.writer():
             old = self.read(table)
-            return self._write(table, old.unionByName(table.conform(df).join(old, list(table.key), "left_anti")))
+            self._write(table, old.unionByName(table.conform(df).join(old, list(table.key), "left_anti")))
 
     def _frame(self, table: Table, folders: list[Path]) -> DataFrame:
         part = next((p for folder in folders for p in _parts(folder)), None)

@@ -18,7 +18,7 @@ from twinlib.errors import StorageError
 from twinlib.tables.contracts import PATIENT, Table
 
 BUCKET = "bucket"
-SCOPED = "_scoped"  # helper column of a write: the row belongs to a patient whose rows are being replaced
+SCOPED = "_scoped"  # helper column of a write: is the row's patient being replaced? null for a stored row that is kept
 LOCK = ".writer.lock"
 
 
@@ -27,7 +27,7 @@ class Storage(ABC):
 
     Patient tables (`Table.by_patient`) are stored in `buckets` parts by `pmod(xxhash64(patient_id), buckets)`; the
     column `bucket` exists in the files only, `read` leaves it out. Every write checks the contract (types, columns
-    that are never null, allowed values, one row per key) and returns the number of rows of `df` that it stored.
+    that are never null, allowed values, one row per key); a replacement returns the number of rows of its `df`.
     """
 
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
@@ -86,7 +86,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def append(self, table: Table, df: DataFrame) -> int:
+    def append(self, table: Table, df: DataFrame) -> None:
         """Add rows to a table that is not stored by patient.
 
         Rows whose key is there already are left as they are, so that repeating an append changes nothing.
@@ -99,17 +99,26 @@ class Storage(ABC):
         """The distinct patients to replace: columns patient_id, bucket."""
         return patients.select(PATIENT).where(F.col(PATIENT).isNotNull()).distinct().withColumn(BUCKET, bucket_of(self.buckets))
 
+    def marked(self, df: DataFrame, scope: DataFrame, stored: DataFrame | None) -> DataFrame:
+        """`df` and those rows of `stored` that stay beside it, told apart by the column `_scoped`."""
+        marks = scope.select(PATIENT, F.lit(True).alias(SCOPED))
+        new = df.join(marks, PATIENT, "left").withColumn(SCOPED, F.coalesce(SCOPED, F.lit(False)))
+        if stored is None:
+            return new
+        return new.unionByName(stored.join(marks, PATIENT, "left_anti").withColumn(SCOPED, F.lit(None).cast("boolean")))
+
     def prepare(self, table: Table, df: DataFrame) -> tuple[DataFrame, Callable[[], int]]:
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
         sorted by key. The function raises StorageError with the rules broken and by how many rows, else returns the
-        number of rows; it costs no further pass. A column `_scoped` of `df` that is not true is one more broken rule.
+        number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
+        it is null are not counted.
         """
         rules = dict(table.rules)
         scoped = [SCOPED] if SCOPED in df.columns else []
         if scoped:
-            rules["scope"] = f"{SCOPED} IS TRUE"
+            rules["scope"] = f"{SCOPED} IS NOT FALSE"
         columns = [c.name for c in table.columns]
         by = list(table.key)
         if table.by_patient:
@@ -125,7 +134,7 @@ class Storage(ABC):
         marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*order)
         observed = marked.observe(
             observation,
-            F.count(F.lit(1)).alias("rows"),
+            F.count(SCOPED if scoped else F.lit(1)).alias("rows"),
             F.count_if(whole_key & (F.col("_same_key") > 1)).alias("one_row_per_key"),
             *[F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(name) for name, condition in rules.items()],
         )
@@ -135,7 +144,7 @@ class Storage(ABC):
             stored = found.pop("rows")
             texts = {**table.rules, "scope": "only patients that are being replaced"}
             texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
-            broken = [f"{texts[name].replace('`', '')} (by {n} of {stored} rows)" for name, n in found.items() if n]
+            broken = [f"{texts[name].replace('`', '')} (by {n} rows)" for name, n in found.items() if n]
             if broken:
                 raise StorageError(f"table {table.name}: nothing was stored, the contract is broken: {'; '.join(broken)}")
             return stored
