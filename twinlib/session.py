@@ -66,8 +66,8 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
         if delta and e.getCondition() == "JAVA_GATEWAY_EXITED":
             raise StorageError(
                 f"storage.format is delta, but Spark did not start with Delta's jars ({jars or 'from the class path'}): "
-                "the lines of Spark's resolver above say what it tried. The jars must be reachable for it (spark.jars.repositories, "
-                "spark.jars.ivySettings), or stand in spark.jars with TWINLIB_DELTA_JARS set empty; "
+                "the lines of Spark's resolver above say what it tried. The jars must be reachable for it "
+                "(spark.jars.repositories, spark.jars.ivySettings), or stand in spark.jars with TWINLIB_DELTA_JARS set empty; "
                 "or use storage: {format: parquet}"
             ) from e
         raise

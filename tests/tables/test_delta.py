@@ -1,9 +1,12 @@
 """What only the Delta adapter promises: one commit per refresh, constraints, comments, a change feed without noise."""
 
+from dataclasses import replace
+
 import pytest
 from pyspark.sql import functions as F
 
 from tests.tables.test_storage import BUCKETS, VISITS, patients, visits
+from twinlib.tables.contracts import Table
 from twinlib.tables.schemas import TABLES
 
 pytestmark = pytest.mark.delta
@@ -57,3 +60,11 @@ def test_making_a_table_again_changes_nothing(spark, storage):
         commit = storage.version(table)
         storage._ensure(table)  # once more changes nothing: what Delta wrote down is what the contract says
         assert storage.version(table) == commit
+
+
+def test_a_key_with_a_null_is_merged_as_one_row(spark, storage):
+    columns = tuple(replace(c, nullable=c.name != "patient_id") for c in VISITS.columns)
+    loose = Table("visits", VISITS.meaning, VISITS.key, columns)
+    storage.replace(loose, visits(spark, ("ann", None, "home"), ("ann", 1, "home")))
+    storage.replace_patients(loose, visits(spark, ("ann", None, "ward")), patients(spark, "ann"))
+    assert storage.read(loose).select("patient_id", "day", "kind").collect() == [("ann", None, "ward")]

@@ -31,7 +31,7 @@ EVENTS = Table(
     "events",
     "One row per event.",
     ("name",),
-    (Column("name", StringType(), "name", nullable=False), Column("n", IntegerType(), "count", "1", nullable=False)),
+    (Column("name", StringType(), "name"), Column("n", IntegerType(), "count", "1", nullable=False)),
 )
 _HOLD = "import sys, filelock\nlock = filelock.FileLock(sys.argv[1])\nlock.acquire()\nprint('held', flush=True)\nsys.stdin.read()"
 NOON = datetime(2026, 3, 29, 12, tzinfo=timezone.utc)
@@ -116,7 +116,8 @@ def test_replacing_patients_can_build_a_table(spark, storage):
 def test_rows_of_a_patient_out_of_scope_are_refused(spark, storage):
     new = visits(spark, ("a", 5, "home"), ("b", 5, "home"))
     for scope in (patients(spark, "a"), patients(spark)):
-        with pytest.raises(StorageError, match=r"visits: nothing was stored.*only patients that are being replaced \(by [12] rows"):
+        message = r"visits: nothing was stored.*only patients that are being replaced \(by [12] rows"
+        with pytest.raises(StorageError, match=message):
             storage.replace_patients(VISITS, new, scope)
     assert not storage.exists(VISITS)
 
@@ -165,8 +166,9 @@ def test_work_that_fails_on_the_way_leaves_the_old_version(spark, storage):
 def test_append_adds_rows_once_and_to_flat_tables_only(spark, storage):
     storage.append(EVENTS, events(spark, ("x", 1)))
     storage.append(EVENTS, events(spark, ("y", 2)))
-    storage.append(EVENTS, events(spark, ("y", 3), ("z", 4)))  # y is there: a repeat
-    assert sorted(map(tuple, storage.read(EVENTS).collect())) == [("x", 1), ("y", 2), ("z", 4)]
+    storage.append(EVENTS, events(spark, ("y", 3), (None, 4)))  # y is there: a repeat
+    storage.append(EVENTS, events(spark, (None, 5)))  # and now so is the nameless one
+    assert sorted(map(tuple, storage.read(EVENTS).select("n", "name").collect())) == [(1, "x"), (2, "y"), (4, None)]
     with pytest.raises(StorageError, match="stored by patient"):
         storage.append(VISITS, visits(spark))
 

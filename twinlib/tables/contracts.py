@@ -42,9 +42,8 @@ class Table:
     @property
     def schema(self) -> StructType:
         """Spark schema; comment and unit of every column stand in the field's metadata."""
-        return StructType(
-            [StructField(c.name, c.type, c.nullable, {"comment": c.meaning, **({"unit": c.unit} if c.unit else {})}) for c in self.columns]
-        )
+        about = {c.name: {"comment": c.meaning} | ({"unit": c.unit} if c.unit else {}) for c in self.columns}
+        return StructType([StructField(c.name, c.type, c.nullable, about[c.name]) for c in self.columns])
 
     @property
     def rules(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pyspark.sql.types import ArrayType, DataType, IntegerType, MapType, StructF
 
 from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
-from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, without
 
 _BUCKETS = "twinlib.buckets"
 _CONSTRAINT = "delta.constraints."
@@ -78,9 +78,9 @@ class DeltaStorage(Storage):
         buckets = ", ".join(map(str, touched)) or "NULL"
         keys = [BUCKET, *table.key]
         stored = self._snapshot(table).where(f"{BUCKET} IN ({buckets})")
-        gone = stored.join(scope.select(PATIENT), PATIENT, "left_semi").join(staged.select(*keys), keys, "left_anti")
+        gone = without(stored.join(scope.select(PATIENT), PATIENT, "left_semi"), staged.select(*keys), keys)
         source = staged.withColumn(_GONE, F.lit(False)).unionByName(gone.select(*staged.columns).withColumn(_GONE, F.lit(True)))
-        same = " AND ".join([f"t.{BUCKET} IN ({buckets})", *[f"t.`{k}` = s.`{k}`" for k in keys]])
+        same = " AND ".join([f"t.{BUCKET} IN ({buckets})", *[f"t.`{k}` <=> s.`{k}`" for k in keys]])
         values = {f"`{name}`": f"s.`{name}`" for name in staged.columns}
         others = [c.name for c in table.columns if c.name not in table.key]
         changed = " OR ".join(f"NOT (t.`{name}` <=> s.`{name}`)" for name in others) or "false"

@@ -25,7 +25,7 @@ from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import Table
-from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, make_folder
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, make_folder, without
 
 POINTER = "CURRENT"
 _BUCKETS = "_buckets"
@@ -83,7 +83,7 @@ class ParquetStorage(Storage):
         check_flat(table)
         with self.writer():
             old = self.read(table)
-            self._write(table, old.unionByName(table.conform(df).join(old, list(table.key), "left_anti")))
+            self._write(table, old.unionByName(without(table.conform(df), old, table.key)))
 
     def _frame(self, table: Table, folders: list[Path]) -> DataFrame:
         part = next((p for folder in folders for p in _parts(folder)), None)

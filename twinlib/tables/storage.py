@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import AtomicType, StructType
+from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import PATIENT, Table
@@ -27,7 +27,7 @@ class Storage(ABC):
 
     Patient tables (`Table.by_patient`) are stored in `buckets` parts by `pmod(xxhash64(patient_id), buckets)`; the
     column `bucket` exists in the files only, `read` leaves it out. Every write checks the contract (types, columns
-    that are never null, allowed values, one row per key); a replacement returns the number of rows of its `df`.
+    that are never null, allowed values, one row per key, in which null equals null); a replacement returns the number of rows of its `df`.
     """
 
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
@@ -124,18 +124,12 @@ class Storage(ABC):
         if table.by_patient:
             df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
             columns, by = [BUCKET, *columns], [BUCKET, *by]
-        whole_key = F.lit(True)
-        for name in table.key:  # as in SQL, a key with a null in it equals no other
-            whole_key = whole_key & F.col(name).isNotNull()
-        order = list(by)
-        if any(c.nullable for c in table.columns if c.name in table.key):
-            order += [c.name for c in table.columns if c.name not in order and isinstance(c.type, AtomicType)]
         observation = Observation()
-        marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*order)
+        marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*by)
         observed = marked.observe(
             observation,
             F.count(SCOPED if scoped else F.lit(1)).alias("rows"),
-            F.count_if(whole_key & (F.col("_same_key") > 1)).alias("one_row_per_key"),
+            F.count_if(F.col("_same_key") > 1).alias("one_row_per_key"),
             *[F.count_if(~F.coalesce(F.expr(condition), F.lit(False))).alias(name) for name, condition in rules.items()],
         )
 
@@ -155,6 +149,12 @@ class Storage(ABC):
 def bucket_of(buckets: int) -> Column:
     """Bucket number of column patient_id."""
     return F.pmod(F.xxhash64(PATIENT), F.lit(buckets)).cast("int")
+
+
+def without(df: DataFrame, other: DataFrame, key: Iterable[str]) -> DataFrame:
+    """Rows of `df` whose key does not occur in `other`; null equals null."""
+    same = [F.col(f"mine.{k}").eqNullSafe(F.col(f"theirs.{k}")) for k in key]
+    return df.alias("mine").join(other.alias("theirs"), same, "left_anti")
 
 
 def check_flat(table: Table) -> None:
