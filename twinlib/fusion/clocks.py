@@ -13,8 +13,9 @@ from pyspark.sql import functions as F
 
 from twinlib.sources.mapping import Clock
 
-_ISO = r"^\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?\s?([Zz]|[+-]\d{2}:?\d{2})?$"
-_DESIGNATOR = r"\d\s?([Zz]|[+-]\d{2}:?\d{2})$"
+_ZONE = r"\s?(Z|[+-]\d{2}:?\d{2})"
+_SECONDS = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d{{1,9}})?({_ZONE})?$"
+_MINUTES = rf"^(\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}})(?:{_ZONE})?$"
 _FOLDS = (30, 60, 120)  # minutes by which clocks are set back somewhere on earth
 AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
 
@@ -25,8 +26,9 @@ def parsed(text: Column, formats: Sequence[str]) -> Column:
 
 
 def _one(text: Column, pattern: str) -> Column:
-    if pattern == "iso":
-        return F.when(text.rlike(_ISO), F.try_to_timestamp(F.regexp_replace(text, r"\s([Zz+-])", "$1")))
+    if pattern == "iso":  # Spark's own reading takes a zone after seconds only, and dates without time, which are not meant
+        with_seconds = F.regexp_replace(text, _MINUTES, "$1:00$2")
+        return F.when(text.rlike(_SECONDS), F.try_to_timestamp(text)).when(text.rlike(_MINUTES), F.try_to_timestamp(with_seconds))
     return F.try_to_timestamp(text, F.lit(pattern))
 
 
@@ -37,7 +39,7 @@ def swapped(formats: Sequence[str]) -> list[str]:
 
 def explicit(text: Column, clock: Clock) -> Column:
     """Whether the text itself names its zone."""
-    return text.rlike(_DESIGNATOR) if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
+    return text.rlike(rf":\d{{2}}(\.\d+)?{_ZONE}$") if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
 
 
 def wall(text: Column, clock: Clock, order: Column) -> Column:

@@ -16,13 +16,15 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
+DECIMALS = 6  # of canonical values that are compared
 KEY = ("patient_id", "target", "name", "kind", "extended", "utc")
 
 
 def settle(df: DataFrame) -> DataFrame:
     """`df` (sound records as `ingest.judge` makes them) with `kept`, and the flags that the choice adds to `quality`."""
     rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
-    item = F.when(F.col("adds"), F.struct("value", "end", "label"))
+    same = F.round("value", DECIMALS).alias("value")  # 5.5 mmol/L and 99.0858 mg/dL are one value
+    item = F.when(F.col("adds"), F.struct(same, "end", "label"))
     df = df.withColumns({
         "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
         "item": item,
@@ -30,7 +32,7 @@ def settle(df: DataFrame) -> DataFrame:
     })
     in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "entry", "file", "place")  # one sort for everything
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
-    content = F.struct("value", "end")
+    content = F.struct(same, "end")
     df = df.withColumns({
         "rank": F.row_number().over(in_order),
         "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
