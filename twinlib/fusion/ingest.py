@@ -42,7 +42,7 @@ class Ingested:
 
 
 def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
-    """Read every source of the run. Files are parsed once.
+    """Read every source of the run; call `release` on the result when its frames have been written.
 
     Raises ConfigError or DataError where a mapping is wrong, files are missing, a source holds no record at all, or records
     are lost on the way (rows read must equal accepted + duplicates + quarantined, per source).
@@ -58,7 +58,8 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
     """`ingest` for opened sources and their interpreted entries."""
     judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
-    final = _overrule(spark, judged, entries).join(known, "entry", "inner")
+    wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
+    final = _overrule(judged, wrong_units).join(known, "entry", "inner")
     sound = final.filter(F.col("ignored").isNull() & F.col("reason").isNull())
     settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored")).persist(StorageLevel.MEMORY_AND_DISK)
     counts = _counts(final, settled, entries)
@@ -70,7 +71,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
         exposures=_exposures(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
-        cached=(judged, settled),
+        cached=(judged, wrong_units, settled),
     )
 
 
@@ -79,8 +80,8 @@ def _records(spark: SparkSession, sources: Sequence[Source], key: bytes) -> Data
     return reduce(DataFrame.unionByName, [s.records(spark, key, first) for s, first in zip(sources, firsts)])
 
 
-def _overrule(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Refuses all records of a patient and entry whose median is implausible in the declared unit, but not in another one."""
+def _contradictions(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+    """(entry, patient_id, unit, contradicted) where the median is implausible in the declared unit, but not in another one."""
     ranges = entry_frame(spark, entries).select("entry", "low", "high", "alternatives")
     medians = (
         judged.filter(F.col("value").isNotNull() & F.col("patient_id").isNotNull() & ~F.array_contains("quality", "saturated"))
@@ -92,8 +93,12 @@ def _overrule(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) 
     raw, low, high = (F.col("median") - F.col("shift")) / F.col("factor"), F.col("low"), F.col("high")
     fits_another = F.exists("alternatives", lambda a: (raw * a.factor + a.offset).between(low, high))
     wrong = medians.filter((F.col("n") >= CONTRADICTION_MINIMUM) & ~F.col("median").between(low, high) & fits_another)
-    marked = F.broadcast(wrong.select("entry", "patient_id", "unit", F.lit(True).alias("contradicted")))
-    df = judged.join(marked, ["entry", "patient_id", "unit"], "left")
+    return wrong.select("entry", "patient_id", "unit", F.lit(True).alias("contradicted"))
+
+
+def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
+    """Refuses all records of a patient, entry and unit that contradict their unit."""
+    df = judged.join(F.broadcast(contradictions), ["entry", "patient_id", "unit"], "left")
     return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
 
 
