@@ -51,7 +51,10 @@ class Plan:
 
     @classmethod
     def of(cls, path: str | Path) -> Plan:
-        """Read and check configuration, model, prior, scenarios and cohorts. Raises ConfigError."""
+        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made) raw files.
+
+        Raises ConfigError or DataError.
+        """
         config = load(path)
         model = models.find(config.fit.model)
         fitter = fitting.Fitter(model, Kernel(model, STEP), priors.find(model, config.fit.prior_version), config.fit, config.seed)
@@ -61,7 +64,11 @@ class Plan:
             simulator = simulation.Simulator(model, fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
         known = cohorts.Attributes(tuple(q.name for q in model.parameters), model.covariates)
         cohorts.check_all(config.cohorts, known)
-        return cls(config, fitter, simulator, known)
+        sources.load_key(config.pseudonym_key)
+        plan = cls(config, fitter, simulator, known)
+        if config.generate is None:
+            plan.check_sources()
+        return plan
 
     def check_sources(self) -> None:
         """Check the raw files against their mappings. Raises ConfigError or DataError."""
@@ -133,7 +140,7 @@ class Night:
 
     def ingest(self) -> None:
         """Raw files to patients, observations, exposures, quarantine and counts."""
-        self.plan.check_sources()
+        self.plan.check_sources()  # again: a synthetic cohort has just been made, and files come and go
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)

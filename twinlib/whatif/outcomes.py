@@ -101,8 +101,7 @@ def contrast(factual: np.ndarray, counterfactual: np.ndarray, better: np.ndarray
     """Effects of K equally weighted posterior draws: counterfactual [K, n_outcomes] minus factual [n_outcomes].
 
     probability_of_benefit is the share of draws in which the outcome strictly improves in the direction `better`; quantiles take the
-    i-th of K draws as i/(K+1) (Weibull), so that few draws do not make an interval too narrow. Everything is computed from the
-    effects, so equal arms give exactly zero. An outcome that is NaN in the factual arm or in any draw is NaN. Raises ValueError
+    i-th of K draws as i/(K+1) (Weibull), so that few draws do not make an interval too narrow. Equal arms give exactly zero. An outcome that is NaN in the factual arm or in any draw is NaN. Raises ValueError
     where shapes differ.
     """
     factual, counterfactual = np.asarray(factual, dtype=np.float64), np.asarray(counterfactual, dtype=np.float64)
@@ -112,4 +111,7 @@ def contrast(factual: np.ndarray, counterfactual: np.ndarray, better: np.ndarray
     q05, q95 = np.quantile(effects, [0.05, 0.95], axis=0, method="weibull")
     mean = effects.mean(axis=0)
     benefit = np.where(np.isnan(mean), np.nan, (better * effects > 0).mean(axis=0))
-    return Contrast(factual + mean, factual + q05, factual + q95, mean, q05, q95, benefit, effects)
+    still = (effects == 0).all(axis=0)  # rounding must not make a difference where there is none
+    low, high = np.quantile(counterfactual, [0.05, 0.95], axis=0, method="weibull")
+    level = [np.where(still, factual, x) for x in (counterfactual.mean(axis=0), low, high)]
+    return Contrast(*level, mean, q05, q95, benefit, effects)
