@@ -32,6 +32,7 @@ test-all: check $(READY)
 
 docs: check $(READY)
 	$(PY) -m twinlib.tables.dictionary docs/data-dictionary.md
+	@test ! -d out/demo/tables || $(PY) -m twinlib.report.figure out/demo docs/demo.png
 
 bench: check $(READY)
 	$(PY) benchmarks/run.py $(NAME)
