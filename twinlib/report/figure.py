@@ -26,7 +26,7 @@ def overview(folder: str, scenarios: str, path: str, scenario: str = "bolus_15_m
         [scenario],
     ).fetchall()[0]
     where = "WHERE patient_id = ? AND episode = ?"
-    line = tables.execute(f"SELECT * FROM timelines {where}", patient).to_arrow_table()
+    line = tables.sql(f"SELECT * FROM timelines {where}", params=patient).to_arrow_table()
     name, draws = tables.execute(f"SELECT model, draws FROM twins {where}", patient).fetchall()[0]
     model = find(name)
     batch = decode(line, model)
