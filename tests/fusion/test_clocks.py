@@ -1,6 +1,6 @@
 """Clocks against Python's zoneinfo."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -20,7 +20,7 @@ CASES = {
 
 def reference(local: datetime, zone: str):
     """(exists, happened twice, first instant in UTC)."""
-    first, second = (local.replace(tzinfo=ZoneInfo(zone), fold=f).astimezone(timezone.utc) for f in (0, 1))
+    first, second = (local.replace(tzinfo=ZoneInfo(zone), fold=f).astimezone(UTC) for f in (0, 1))
     exists = first.astimezone(ZoneInfo(zone)).replace(tzinfo=None) == local
     return exists, exists and first != second, first.replace(tzinfo=None)
 
@@ -33,8 +33,10 @@ def test_gaps_folds_and_offsets(spark, zone):
     df = df.withColumn("wall", clocks.wall(F.col("t"), clock, F.lit(None)))
     df = df.withColumn("utc", clocks.to_utc(F.col("wall"), no, clock, F.lit(None)))
     rows = df.select(
-        F.date_format("utc", "yyyy-MM-dd HH:mm").alias("utc"), clocks.nonexistent(F.col("wall"), F.col("utc"), no, clock).alias("gap"),
-        clocks.ambiguous(F.col("wall"), F.col("utc"), no, clock).alias("fold"), clocks.local_offset(F.col("utc"), clock, F.lit(None)).alias("offset"),
+        F.date_format("utc", "yyyy-MM-dd HH:mm").alias("utc"),
+        clocks.nonexistent(F.col("wall"), F.col("utc"), no, clock).alias("gap"),
+        clocks.ambiguous(F.col("wall"), F.col("utc"), no, clock).alias("fold"),
+        clocks.local_offset(F.col("utc"), clock, F.lit(None)).alias("offset"),
     ).collect()
     assert len(rows) == len(locals_)
     for local, row in zip(locals_, rows):
@@ -46,25 +48,57 @@ def test_gaps_folds_and_offsets(spark, zone):
 
 def test_iso_texts_with_and_without_zone(spark):
     clock = Clock(column="t", zone="America/New_York")
-    texts = ["2024-01-02T03:04:05.678Z", "2024-01-02 03:04:05+01:00", "2024-01-02 03:04 +0100", "2024-01-02T03:04Z", "2024-01-02T03:04", "2024-01-02", "20240102T0304", "2024-02-30 00:00"]
+    texts = [
+        "2024-01-02T03:04:05.678Z",
+        "2024-01-02 03:04:05+01:00",
+        "2024-01-02 03:04 +0100",
+        "2024-01-02T03:04Z",
+        "2024-01-02T03:04",
+        "2024-01-02",
+        "20240102T0304",
+        "2024-02-30 00:00",
+    ]
     df = spark.createDataFrame([(t,) for t in texts], "t string")
     df = df.select(clocks.wall(F.col("t"), clock, F.lit(None)).alias("w"), clocks.explicit(F.col("t"), clock).alias("named"))
-    got = df.select(F.date_format(clocks.to_utc(F.col("w"), F.col("named"), clock, F.lit(None)), "HH:mm:ss.SSS").alias("u")).collect()
-    assert [r.u for r in got] == ["03:04:05.678", "02:04:05.000", "02:04:00.000", "03:04:00.000", "08:04:00.000", None, None, None]
+    got = df.select(
+        F.date_format(clocks.to_utc(F.col("w"), F.col("named"), clock, F.lit(None)), "HH:mm:ss.SSS").alias("u")
+    ).collect()
+    assert [r.u for r in got] == [
+        "03:04:05.678",
+        "02:04:05.000",
+        "02:04:00.000",
+        "03:04:00.000",
+        "08:04:00.000",
+        None,
+        None,
+        None,
+    ]
 
 
 def test_order_of_day_and_month_per_file(spark):
     files = {
-        "day_first": ["25/01/2024", "02/03/2024"], "month_first": ["01/25/2024", "02/03/2024"], "undecidable": ["02/03/2024", "04/05/2024"],
-        "torn": ["25/01/2024", "01/25/2024"], "same_either_way": ["05/05/2024"], "one_slip": ["25/01/2024"] * 30 + ["01/25/2024"], "garbage": ["x"],
+        "day_first": ["25/01/2024", "02/03/2024"],
+        "month_first": ["01/25/2024", "02/03/2024"],
+        "undecidable": ["02/03/2024", "04/05/2024"],
+        "torn": ["25/01/2024", "01/25/2024"],
+        "same_either_way": ["05/05/2024"],
+        "one_slip": ["25/01/2024"] * 30 + ["01/25/2024"],
+        "garbage": ["x"],
     }
     formats = ["d/M/yyyy"]
     df = spark.createDataFrame([(f, t) for f, texts in files.items() for t in texts], "file string, t string").select(
-        "file", clocks.parsed(F.col("t"), formats).alias("first"), clocks.parsed(F.col("t"), clocks.swapped(formats)).alias("second")
+        "file",
+        clocks.parsed(F.col("t"), formats).alias("first"),
+        clocks.parsed(F.col("t"), clocks.swapped(formats)).alias("second"),
     )
     assert {r.file: r.date_order for r in clocks.date_orders(df).collect()} == {
-        "day_first": "first", "month_first": "second", "undecidable": "ambiguous", "torn": "ambiguous", "same_either_way": "first",
-        "one_slip": "first", "garbage": "first",
+        "day_first": "first",
+        "month_first": "second",
+        "undecidable": "ambiguous",
+        "torn": "ambiguous",
+        "same_either_way": "first",
+        "one_slip": "first",
+        "garbage": "first",
     }
 
 

@@ -35,7 +35,10 @@ def test_factors(name, kind, unit, value, canonical):
     assert convert(name, kind, unit, value) == pytest.approx(canonical, rel=5e-4 if name == "hba1c" else 1e-12)
 
 
-@pytest.mark.parametrize("name, kind, unit", [("glucose", None, "furlong"), ("glucose", None, "kg"), ("insulin_basal", "rate", "U"), ("insulin_bolus", "dose", "g")])
+@pytest.mark.parametrize(
+    "name, kind, unit",
+    [("glucose", None, "furlong"), ("glucose", None, "kg"), ("insulin_basal", "rate", "U"), ("insulin_bolus", "dose", "g")],
+)
 def test_a_unit_that_does_not_convert_is_refused(name, kind, unit):
     with pytest.raises(ConfigError, match=f"here: unknown unit {unit!r} for {name}; expected one that converts to"):
         convert(name, kind, unit, 1)

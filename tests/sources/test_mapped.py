@@ -85,7 +85,9 @@ def test_one_bad_file_among_good_ones_is_data_not_an_error(tmp_path):
 def test_no_identifier_leaves_the_reading_step(tmp_path):
     files = {"ward/secret-7.csv": "mrn,at,mgdl,note\nsecret-7,t,5,secret-7\nsecret-7,t,5,x,secret-7\n"}
     by_name = source(tmp_path, files, lambda g: g.update(glob="ward/*.csv", patient={"file": r"([^/]+)\.csv$"}))
-    by_column = source(tmp_path, {"all.csv": files["ward/secret-7.csv"]}, lambda g: g.update(glob="all.csv", patient={"column": "mrn"}))
+    by_column = source(
+        tmp_path, {"all.csv": files["ward/secret-7.csv"]}, lambda g: g.update(glob="all.csv", patient={"column": "mrn"})
+    )
     for s in (by_name, by_column):
         got = extracted(s)
         assert "secret-7" not in json.dumps(got)
@@ -105,17 +107,33 @@ def test_json_records_hide_the_id_wherever_it_fills_a_field(tmp_path):
 def test_rows_are_chosen_trimmed_and_counted(tmp_path):
     def change(g):
         g["entries"] = [
-            {"name": "cgm", "when": {"kind": ["cgm", "flash"]}, "observation": "glucose", "value": {"column": "mgdl", "unit": "mg/dL"}},
-            {"name": "meal", "when": {"kind": "meal"}, "optional": True, "exposure": "carbohydrate", "value": {"column": "mgdl", "unit": "g"}},
+            {
+                "name": "cgm",
+                "when": {"kind": ["cgm", "flash"]},
+                "observation": "glucose",
+                "value": {"column": "mgdl", "unit": "mg/dL"},
+            },
+            {
+                "name": "meal",
+                "when": {"kind": "meal"},
+                "optional": True,
+                "exposure": "carbohydrate",
+                "value": {"column": "mgdl", "unit": "g"},
+            },
         ]
 
     text = "id,at,mgdl,kind\n1, t1 , 5,cgm\n1,t2,NA,flash\n1,t3,,meal\n1,t4,9,meal\n1,t5,9,other\n,,,\n1,t6\n"
     got = extracted(source(tmp_path, {"a.csv": text}, lambda g: (change(g), g.update(missing=["NA"]))))
     records = [(r["entry"], r["line"], r["time"], r["value"], r["fault"]) for r in got if r["ignored"] is None]
     assert sorted(records, key=lambda r: r[1]) == [
-        (1, 2, "t1", "5", None), (1, 3, "t2", None, None), (2, 5, "t4", "9", None), (0, 8, None, None, "malformed_row"),
+        (1, 2, "t1", "5", None),
+        (1, 3, "t2", None, None),
+        (2, 5, "t4", "9", None),
+        (0, 8, None, None, "malformed_row"),
     ]
-    assert [r["ignored"] for r in got if r["ignored"] is not None] == [2]  # the empty meal and the other kind; nothing but delimiters is no row
+    assert [r["ignored"] for r in got if r["ignored"] is not None] == [
+        2
+    ]  # the empty meal and the other kind; nothing but delimiters is no row
 
 
 def test_globs_stay_within_folders_unless_told(tmp_path):

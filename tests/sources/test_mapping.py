@@ -11,11 +11,16 @@ from twinlib.sources.mapping import load_mapping
 
 GOOD = {
     "name": "clinic",
-    "files": [{
-        "name": "cgm", "glob": "*.csv", "format": "csv", "patient": {"column": "id"},
-        "time": {"column": "at", "zone": "Europe/London"},
-        "entries": [{"observation": "glucose", "value": {"column": "mgdl", "unit": "mg/dL"}}],
-    }],
+    "files": [
+        {
+            "name": "cgm",
+            "glob": "*.csv",
+            "format": "csv",
+            "patient": {"column": "id"},
+            "time": {"column": "at", "zone": "Europe/London"},
+            "entries": [{"observation": "glucose", "value": {"column": "mgdl", "unit": "mg/dL"}}],
+        }
+    ],
 }
 
 

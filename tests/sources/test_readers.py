@@ -13,14 +13,22 @@ from hypothesis import strategies as st
 
 from twinlib.sources import readers
 from twinlib.sources.mapping import FileGroup
-from twinlib.sources.readers import Unreadable, json_path, json_texts, read
+from twinlib.sources.readers import Unreadable, json_path, read
+from twinlib.sources.verbatim import json_texts
 
 
 def group(format="csv", **more) -> FileGroup:
-    return FileGroup.model_validate({
-        "name": "g", "glob": "*", "format": format, "patient": {"constant": "p"}, "time": {"column": "t", "zone": "UTC"},
-        "entries": [{"observation": "glucose", "value": {"column": "v", "unit": "mg/dL"}}], **more,
-    })
+    return FileGroup.model_validate(
+        {
+            "name": "g",
+            "glob": "*",
+            "format": format,
+            "patient": {"constant": "p"},
+            "time": {"column": "t", "zone": "UTC"},
+            "entries": [{"observation": "glucose", "value": {"column": "v", "unit": "mg/dL"}}],
+            **more,
+        }
+    )
 
 
 def rows(content: bytes, g: FileGroup, wanted=("t", "v")) -> tuple[list[tuple], list[tuple[int, str]]]:
@@ -62,7 +70,10 @@ def test_an_unclosed_quotation_does_not_swallow_the_rest_of_the_file():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text('ab,"\n é', max_size=4), st.text('xy"\n;', min_size=1, max_size=3)), max_size=12), st.integers(20, 60))
+@given(
+    st.lists(st.tuples(st.text('ab,"\n é', max_size=4), st.text('xy"\n;', min_size=1, max_size=3)), max_size=12),
+    st.integers(20, 60),
+)
 def test_any_quoted_table_is_read_as_pythons_csv_module_reads_it(table, block):
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("t", "v"), *table])
@@ -110,7 +121,9 @@ def test_parquet_columns_become_texts():
     assert good == [(1, "1970-01-01 00:00:00.000000Z", "0.1", "[1]"), (2, "1970-01-01 00:00:00.000001Z", None, None)]
 
 
-@pytest.mark.parametrize("content, code", [(b"", "unreadable_file"), (b"\n", "unreadable_file"), (b"t,w\n1,2\n", "missing_column")])
+@pytest.mark.parametrize(
+    "content, code", [(b"", "unreadable_file"), (b"\n", "unreadable_file"), (b"t,w\n1,2\n", "missing_column")]
+)
 def test_files_that_cannot_be_used_say_why(content, code):
     with pytest.raises(Unreadable) as e:
         rows(content, group())

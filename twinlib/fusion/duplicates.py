@@ -25,25 +25,31 @@ def settle(df: DataFrame) -> DataFrame:
     rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
     same = F.round("value", DECIMALS).alias("value")  # 5.5 mmol/L and 99.0858 mg/dL are one value
     item = F.when(F.col("adds"), F.struct(same, "end", "label"))
-    df = df.withColumns({
-        "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
-        "item": item,
-        "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
-    })
+    df = df.withColumns(
+        {
+            "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
+            "item": item,
+            "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
+        }
+    )
     in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "entry", "file", "place")  # one sort for everything
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     content = F.struct(same, "end")
-    df = df.withColumns({
-        "rank": F.row_number().over(in_order),
-        "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
-        "leading": F.min("origin").over(whole),
-        "one_source": F.min("origin").over(whole) == F.max("origin").over(whole),
-        "differ": (F.col("target") != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
-    })
+    df = df.withColumns(
+        {
+            "rank": F.row_number().over(in_order),
+            "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
+            "leading": F.min("origin").over(whole),
+            "one_source": F.min("origin").over(whole) == F.max("origin").over(whole),
+            "differ": (F.col("target") != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
+        }
+    )
     first = F.col("rank") == 1
     kept = first | (F.col("adds") & ~F.col("repeats"))
     flag = F.when(F.col("adds") & F.col("one_source"), "same_instant").otherwise("conflict")
-    return df.withColumns({
-        "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
-        "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
-    }).drop("extended", "item", "place", "rank", "repeats", "leading", "one_source", "differ")
+    return df.withColumns(
+        {
+            "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
+            "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
+        }
+    ).drop("extended", "item", "place", "rank", "repeats", "leading", "one_source", "differ")

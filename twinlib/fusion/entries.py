@@ -66,19 +66,42 @@ def _with_units(entry: Entry, quantity: Quantity, vocabulary: Vocabulary) -> Ent
 def entry_frame(spark: SparkSession, entries: Sequence[Entry]) -> DataFrame:
     """One row per entry: what is the same for all of its records."""
     affine = pa.struct([("factor", pa.float64()), ("offset", pa.float64())])
-    schema = pa.schema([
-        ("entry", pa.int32()), ("origin", pa.int32()), ("source", pa.string()), ("target", pa.string()), ("measured", pa.bool_()),
-        ("exposed", pa.bool_()), ("person", pa.bool_()), ("name", pa.string()),
-        ("kind", pa.string()), ("adds", pa.bool_()), ("low", pa.float64()), ("low_open", pa.bool_()), ("high", pa.float64()),
-        ("duration_seconds", pa.float64()), ("alternatives", pa.list_(affine)),
-    ])
+    schema = pa.schema(
+        [
+            ("entry", pa.int32()),
+            ("origin", pa.int32()),
+            ("source", pa.string()),
+            ("target", pa.string()),
+            ("measured", pa.bool_()),
+            ("exposed", pa.bool_()),
+            ("person", pa.bool_()),
+            ("name", pa.string()),
+            ("kind", pa.string()),
+            ("adds", pa.bool_()),
+            ("low", pa.float64()),
+            ("low_open", pa.bool_()),
+            ("high", pa.float64()),
+            ("duration_seconds", pa.float64()),
+            ("alternatives", pa.list_(affine)),
+        ]
+    )
     rows = [
         {
-            "entry": e.number, "origin": e.origin, "source": e.meaning.source, "target": e.meaning.target,
-            "measured": e.meaning.value is not None, "exposed": e.meaning.target == "exposure", "person": e.meaning.target == "patient", "name": e.meaning.name,
-            "kind": e.meaning.kind, "adds": e.adds, "duration_seconds": e.meaning.duration_seconds,
-            "low": e.plausible and e.plausible.low, "low_open": e.plausible and e.plausible.above is not None,
-            "high": e.plausible and e.plausible.to, "alternatives": [a.model_dump() for a in e.alternatives],
+            "entry": e.number,
+            "origin": e.origin,
+            "source": e.meaning.source,
+            "target": e.meaning.target,
+            "measured": e.meaning.value is not None,
+            "exposed": e.meaning.target == "exposure",
+            "person": e.meaning.target == "patient",
+            "name": e.meaning.name,
+            "kind": e.meaning.kind,
+            "adds": e.adds,
+            "duration_seconds": e.meaning.duration_seconds,
+            "low": e.plausible and e.plausible.low,
+            "low_open": e.plausible and e.plausible.above is not None,
+            "high": e.plausible and e.plausible.to,
+            "alternatives": [a.model_dump() for a in e.alternatives],
         }
         for e in entries
     ]

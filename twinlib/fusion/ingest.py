@@ -63,7 +63,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
     sound = final.filter(F.col("ignored").isNull() & F.col("reason").isNull())
     settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored")).persist(StorageLevel.MEMORY_AND_DISK)
     counts = _counts(final, settled, entries)
-    _check(counts, sources, entries)
+    check_conservation(counts, sources, entries)
     kept = settled.filter("kept")
     return Ingested(
         patients=_patients(final, settled),
@@ -108,13 +108,22 @@ _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "
 
 
 def _observations(kept: DataFrame) -> DataFrame:
-    df = kept.filter("target = 'observation'").select("patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE)
+    df = kept.filter("target = 'observation'").select(
+        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE
+    )
     return OBSERVATIONS.conform(df)
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
     df = kept.filter("target = 'exposure'").select(
-        "patient_id", F.col("name").alias("agent"), "kind", F.col("utc").alias("start"), "end", F.col("value").alias("amount"), "label", *_PROVENANCE
+        "patient_id",
+        F.col("name").alias("agent"),
+        "kind",
+        F.col("utc").alias("start"),
+        "end",
+        F.col("value").alias("amount"),
+        "label",
+        *_PROVENANCE,
     )
     return EXPOSURES.conform(df)
 
@@ -126,7 +135,9 @@ def _patients(judged: DataFrame, settled: DataFrame) -> DataFrame:
     def first_stated(name: str) -> Column:
         return F.min(F.when(F.col(name).isNotNull(), F.struct(*place, name)))[name].alias(name)
 
-    seen = judged.filter("patient_id IS NOT NULL").groupBy("patient_id").agg(F.sort_array(F.collect_set("source")).alias("sources"))
+    seen = (
+        judged.filter("patient_id IS NOT NULL").groupBy("patient_id").agg(F.sort_array(F.collect_set("source")).alias("sources"))
+    )
     stated = settled.filter("target = 'patient'").groupBy("patient_id").agg(first_stated("sex"), first_stated("birth_date"))
     return PATIENTS.conform(seen.join(stated, "patient_id", "left").select("patient_id", "sex", "birth_date", "sources"))
 
@@ -135,7 +146,9 @@ def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]
     schema = pa.schema([("entry", pa.int32()), ("reason", pa.string()), ("expected", pa.string())])
     expected = [
         {"entry": e.number, "reason": r.code, "expected": r.expected(e)}
-        for e in entries for r in RULES if e.meaning.target in r.targets and _applies(r.code, e)
+        for e in entries
+        for r in RULES
+        if e.meaning.target in r.targets and _applies(r.code, e)
     ]
     details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
     df = judged.filter("reason IS NOT NULL").join(details, ["entry", "reason"], "left")
@@ -154,12 +167,22 @@ def _counts(judged: DataFrame, settled: DataFrame, entries: Sequence[Entry]) -> 
     """Rows of INGEST_COUNTS. What was read and refused is counted before, what was kept and dropped after duplicates."""
     record = F.col("ignored").isNull()
     before = judged.groupBy("entry").agg(
-        F.count_if(~record).alias("files"), F.coalesce(F.sum("ignored"), F.lit(0)).alias("rows_ignored"), F.count_if(record).alias("rows_read"),
+        F.count_if(~record).alias("files"),
+        F.coalesce(F.sum("ignored"), F.lit(0)).alias("rows_ignored"),
+        F.count_if(record).alias("rows_read"),
         F.count_if(record & F.col("reason").isNotNull()).alias("quarantined"),
     )
     after = settled.groupBy("entry").agg(F.count_if("kept").alias("accepted"), F.count_if(~F.col("kept")).alias("duplicates"))
     result = {
-        e.number: {"source": e.meaning.source, "files": 0, "rows_ignored": 0, "rows_read": 0, "accepted": 0, "duplicates": 0, "quarantined": 0}
+        e.number: {
+            "source": e.meaning.source,
+            "files": 0,
+            "rows_ignored": 0,
+            "rows_read": 0,
+            "accepted": 0,
+            "duplicates": 0,
+            "quarantined": 0,
+        }
         for e in entries
     }
     for row in [*after.collect(), *before.collect()]:
@@ -168,12 +191,13 @@ def _counts(judged: DataFrame, settled: DataFrame, entries: Sequence[Entry]) -> 
     return [result[e.number] | {"files": files.get(e.meaning.group, 0)} for e in entries]
 
 
-def _check(counts: Sequence[dict], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
+def check_conservation(counts: Sequence[dict], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
+    """Raises DataError where a source's records do not add up, or a whole source has none."""
     for c in counts:
         if c["rows_read"] != c["accepted"] + c["duplicates"] + c["quarantined"]:
             raise DataError(
-                f"{c['source']}: records were lost: {c['rows_read']} read, {c['accepted']} accepted, {c['duplicates']} duplicates, "
-                f"{c['quarantined']} quarantined"
+                f"{c['source']}: records were lost: {c['rows_read']} read, {c['accepted']} accepted, "
+                f"{c['duplicates']} duplicates, {c['quarantined']} quarantined"
             )
     for origin, source in enumerate(sources):
         if not any(c["rows_read"] for c, e in zip(counts, entries) if e.origin == origin):

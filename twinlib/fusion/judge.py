@@ -14,15 +14,41 @@ from twinlib.fusion.rules import reason
 from twinlib.sources.mapping import Clock
 
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
-_SEXES = {"female": "female", "f": "female", "woman": "female", "male": "male", "m": "male", "man": "male",
-          "other": "other", "o": "other", "unknown": "unknown", "u": "unknown"}
+_SEXES = {
+    "female": "female",
+    "f": "female",
+    "woman": "female",
+    "male": "male",
+    "m": "male",
+    "man": "male",
+    "other": "other",
+    "o": "other",
+    "unknown": "unknown",
+    "u": "unknown",
+}
 _HOURS = 18  # largest offset from UTC that is believed
 _LONGEST = 366 * 86400  # s
 
 # what is kept of a record; entry_frame has the rest
 COLUMNS = (
-    "entry", "unit", "file", "line", "patient_id", "ignored", "detail", "record", "reason", "utc", "end", "value", "label",
-    "utc_offset_minutes", "available_at", "quality", "sex", "birth_date",
+    "entry",
+    "unit",
+    "file",
+    "line",
+    "patient_id",
+    "ignored",
+    "detail",
+    "record",
+    "reason",
+    "utc",
+    "end",
+    "value",
+    "label",
+    "utc_offset_minutes",
+    "available_at",
+    "quality",
+    "sex",
+    "birth_date",
 )
 
 
@@ -92,8 +118,10 @@ def _with_wall(df: DataFrame, entries: Sequence[Entry], undecided: Sequence[Entr
     columns: dict[str, Column] = {}
     for text, name, has in _STAMPS:
         some = [e for e in entries if has(e)]
-        columns[name] = _by_clock(some, lambda c: clocks.wall(F.col(text), c, F.col("date_order")), "timestamp")
-        columns[f"{name}_named"] = F.coalesce(_by_clock(some, lambda c: clocks.explicit(F.col(text), c), "boolean"), F.lit(False))
+        columns[name] = _by_clock(some, lambda c, t=text: clocks.wall(F.col(t), c, F.col("date_order")), "timestamp")
+        columns[f"{name}_named"] = F.coalesce(
+            _by_clock(some, lambda c, t=text: clocks.explicit(F.col(t), c), "boolean"), F.lit(False)
+        )
     return df.withColumns(columns)
 
 
@@ -111,23 +139,28 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
 
     needs_offset = [e.number for e in timed if e.meaning.clock.zone == "offset"]
     lasting = F.when(
-        F.col("seconds").between(0, _LONGEST), F.timestamp_micros(F.unix_micros("utc") + F.round(F.col("seconds") * 1e6).cast("bigint"))
+        F.col("seconds").between(0, _LONGEST),
+        F.timestamp_micros(F.unix_micros("utc") + F.round(F.col("seconds") * 1e6).cast("bigint")),
     )
     return (
-        df.withColumns({
-            "utc": instant("wall", timed),
-            "stated_end": instant("end_wall", [e for e in entries if e.meaning.has_end]),
-            "stated_available": instant("available_wall", [e for e in entries if e.meaning.has_available]),
-        })
-        .withColumns({
-            "end_stated": F.col("end").isNotNull() | F.col("duration").isNotNull(),
-            "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("utc"), c, offset), "int"),
-            "nonexistent": holds(clocks.nonexistent),
-            "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
-            "quality": F.concat(_flag(holds(clocks.ambiguous), "ambiguous_local_time"), _flag(F.col("worded"), "saturated")),
-            # nothing is known before it has happened
-            "available_at": F.coalesce(F.greatest("stated_available", "utc"), "utc"),
-        })
+        df.withColumns(
+            {
+                "utc": instant("wall", timed),
+                "stated_end": instant("end_wall", [e for e in entries if e.meaning.has_end]),
+                "stated_available": instant("available_wall", [e for e in entries if e.meaning.has_available]),
+            }
+        )
+        .withColumns(
+            {
+                "end_stated": F.col("end").isNotNull() | F.col("duration").isNotNull(),
+                "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("utc"), c, offset), "int"),
+                "nonexistent": holds(clocks.nonexistent),
+                "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
+                "quality": F.concat(_flag(holds(clocks.ambiguous), "ambiguous_local_time"), _flag(F.col("worded"), "saturated")),
+                # nothing is known before it has happened
+                "available_at": F.coalesce(F.greatest("stated_available", "utc"), "utc"),
+            }
+        )
         .withColumn("end", F.coalesce("stated_end", lasting))
     )
 
@@ -147,25 +180,32 @@ def _with_numbers(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     digits = F.when(F.col("entry").isin(commas), F.replace(text, F.lit(","), F.lit("."))).otherwise(text) if commas else text
     nothing = F.lit(None)
     word = _choose(
-        measured, lambda e: tuple(e.meaning.value.texts.items()) or None, lambda w: _words(w, text).cast("double"), nothing.cast("double")
+        measured,
+        lambda e: tuple(e.meaning.value.texts.items()) or None,
+        lambda w: _words(w, text).cast("double"),
+        nothing.cast("double"),
     )
     codes = _choose(
-        entries, lambda e: e.meaning.attributes and tuple(e.meaning.attributes.sex_values.items()) or None,
-        lambda c: _words(c, F.col("sex")).cast("string"), nothing.cast("string"),
+        entries,
+        lambda e: e.meaning.attributes and tuple(e.meaning.attributes.sex_values.items()) or None,
+        lambda c: _words(c, F.col("sex")).cast("string"),
+        nothing.cast("string"),
     )
-    return df.withColumns({
-        "no_time": F.col("time").isNull(),
-        "no_value": text.isNull(),
-        "worded": word.isNotNull(),
-        "number": F.coalesce(word, _number(digits)),
-        "seconds": _number(F.col("duration")) * F.col("duration_seconds"),
-        "offset_minutes": _number(F.col("offset")),
-        "label": F.lower("label"),
-        "sex_stated": F.col("sex").isNotNull(),
-        "birth_stated": F.col("birth_date").isNotNull(),
-        "sex": F.coalesce(codes, _words(_SEXES.items(), F.lower("sex"))),
-        "birth_date": _birth_date(entries),
-    }).withColumn("value", F.col("number") * F.col("factor") + F.col("shift"))
+    return df.withColumns(
+        {
+            "no_time": F.col("time").isNull(),
+            "no_value": text.isNull(),
+            "worded": word.isNotNull(),
+            "number": F.coalesce(word, _number(digits)),
+            "seconds": _number(F.col("duration")) * F.col("duration_seconds"),
+            "offset_minutes": _number(F.col("offset")),
+            "label": F.lower("label"),
+            "sex_stated": F.col("sex").isNotNull(),
+            "birth_stated": F.col("birth_date").isNotNull(),
+            "sex": F.coalesce(codes, _words(_SEXES.items(), F.lower("sex"))),
+            "birth_date": _birth_date(entries),
+        }
+    ).withColumn("value", F.col("number") * F.col("factor") + F.col("shift"))
 
 
 def _birth_date(entries: Sequence[Entry]) -> Column:
@@ -178,6 +218,8 @@ def _birth_date(entries: Sequence[Entry]) -> Column:
         return F.try_to_timestamp(text_, F.lit(pattern_)).cast("date")
 
     return _choose(
-        entries, lambda e: e.meaning.attributes and (e.meaning.attributes.birth_year is not None, e.meaning.attributes.birth_date_format),
-        read, F.lit(None).cast("date"),
+        entries,
+        lambda e: e.meaning.attributes and (e.meaning.attributes.birth_year is not None, e.meaning.attributes.birth_date_format),
+        read,
+        F.lit(None).cast("date"),
     )

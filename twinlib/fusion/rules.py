@@ -107,10 +107,14 @@ def negative_amount() -> Column:
     return F.col("value") < 0
 
 
-RULES.append(Rule(
-    "unit_contradicts_values", MEASURED, None,
-    lambda e: f"column {_column(e)}: values in the declared unit; those of this patient fit another unit of {e.meaning.name}",
-))
+RULES.append(
+    Rule(
+        "unit_contradicts_values",
+        MEASURED,
+        None,
+        lambda e: f"column {_column(e)}: values in the declared unit; those of this patient fit another unit of {e.meaning.name}",
+    )
+)
 
 
 @rule(MEASURED, lambda e: f"column {_column(e)}: {e.plausible.text} {e.canonical}")
@@ -134,13 +138,23 @@ def unknown_sex() -> Column:
     return F.col("sex_stated") & F.col("sex").isNull()
 
 
-@rule(PATIENT, lambda e: f"birth date: {'a year' if e.meaning.attributes.birth_year else e.meaning.attributes.birth_date_format}, from 1900 on")
+@rule(
+    PATIENT,
+    lambda e: (
+        f"birth date: {'a year' if e.meaning.attributes.birth_year else e.meaning.attributes.birth_date_format}, from 1900 on"
+    ),
+)
 def unparsable_birth_date() -> Column:
     return F.col("birth_stated") & (F.col("birth_date").isNull() | (F.year("birth_date") < 1900))
 
 
 def _concerned(targets: tuple[str, ...]) -> Column:
-    flags = {ALL: F.col("measured") | F.col("person"), MEASURED: F.col("measured"), EXPOSURE: F.col("exposed"), PATIENT: F.col("person")}
+    flags = {
+        ALL: F.col("measured") | F.col("person"),
+        MEASURED: F.col("measured"),
+        EXPOSURE: F.col("exposed"),
+        PATIENT: F.col("person"),
+    }
     return flags[targets]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import heapq
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,8 +16,9 @@ from twinlib.errors import DataError
 from twinlib.sources.files import File, filesystem, find, select
 from twinlib.sources.mapping import SECONDS, Entry, FileGroup, Mapping
 from twinlib.sources.pseudonym import pseudonym, pseudonyms
-from twinlib.sources.readers import Block, Unreadable, header, json_texts, masked_json, read
+from twinlib.sources.readers import Block, Unreadable, header, read
 from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
+from twinlib.sources.verbatim import masker, verbatim
 
 HEADERS_CHECKED = 200  # files per group whose columns are looked at before work starts
 TASK_BYTES = 64 << 20
@@ -33,20 +32,24 @@ def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning,
             yield Meaning(base, base, f"{path}: files {group.name}", "none"), group, None
         for entry in group.entries:
             target = "patient" if entry.patient else "observation" if entry.observation else "exposure"
-            yield Meaning(
-                source=f"{base}.{entry.name}" if entry.name else base,
-                group=base,
-                where=f"{path}: files {group.name}, entry {entry.name or target}",
-                target=target,
-                name=entry.observation or entry.exposure or "",
-                kind=entry.kind if entry.exposure else None,
-                clock=group.clock(entry),
-                value=entry.value,
-                duration_seconds=SECONDS[entry.duration.unit] if entry.duration else None,
-                attributes=entry.patient,
-                has_end=entry.end is not None,
-                has_available=entry.available_at is not None,
-            ), group, entry
+            yield (
+                Meaning(
+                    source=f"{base}.{entry.name}" if entry.name else base,
+                    group=base,
+                    where=f"{path}: files {group.name}, entry {entry.name or target}",
+                    target=target,
+                    name=entry.observation or entry.exposure or "",
+                    kind=entry.kind if entry.exposure else None,
+                    clock=group.clock(entry),
+                    value=entry.value,
+                    duration_seconds=SECONDS[entry.duration.unit] if entry.duration else None,
+                    attributes=entry.patient,
+                    has_end=entry.end is not None,
+                    has_available=entry.available_at is not None,
+                ),
+                group,
+                entry,
+            )
 
 
 class MappedSource:
@@ -167,15 +170,24 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
     def faults(rows: list[tuple[int | None, str, str, str]]) -> pa.RecordBatch:
         lines, codes, details, texts = zip(*rows)
         n = len(rows)
-        return _batch(n, entry=[layout.own] * n, file=[shown] * n, line=lines, patient_id=[known] * n, fault=codes, detail=details, record=texts)
+        return _batch(
+            n,
+            entry=[layout.own] * n,
+            file=[shown] * n,
+            line=lines,
+            patient_id=[known] * n,
+            fault=codes,
+            detail=details,
+            record=texts,
+        )
 
     try:
         with _open(system, group, file) as stream:
             for block in read(group, stream, needed, required):
                 ids = _patients(group, block, known, key, namespace)
                 if block.faulty:
-                    mask = _masker(group, list(block.columns), raw_id, known, key, namespace)
-                    detail = f"fields as in the header, {len(block.columns)} of them" if group.format == "csv" else "a JSON object"
+                    mask = masker(group, list(block.columns), raw_id, known, key, namespace)
+                    detail = "as many fields as the header" if group.format == "csv" else "a JSON object"
                     yield faults([(n, "malformed_row", detail, mask(text)) for n, text in block.faulty])
                 wanted = np.zeros(len(block.lines), bool)
                 for number, entry in layout.entries:
@@ -192,8 +204,10 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
 def _batch(n: int, **columns) -> pa.RecordBatch:
     """A batch of n rows; absent columns are null."""
     arrays = [
-        columns[f.name] if isinstance(columns.get(f.name), pa.Array)
-        else pa.array(columns[f.name], f.type) if f.name in columns
+        columns[f.name]
+        if isinstance(columns.get(f.name), pa.Array)
+        else pa.array(columns[f.name], f.type)
+        if f.name in columns
         else pa.nulls(n, f.type)
         for f in RECORDS_ARROW
     ]
@@ -208,7 +222,11 @@ def _cell(group: FileGroup, column: pa.Array) -> pa.Array:
 
 def _patients(group: FileGroup, block: Block, known: str | None, key: bytes, namespace: str) -> pa.Array:
     if group.patient.column is None:
-        return pa.array([known], pa.string()).take(pa.array(np.zeros(len(block.lines), np.int64))) if known else pa.nulls(len(block.lines), pa.string())
+        return (
+            pa.array([known], pa.string()).take(pa.array(np.zeros(len(block.lines), np.int64)))
+            if known
+            else pa.nulls(len(block.lines), pa.string())
+        )
     return pseudonyms(key, namespace, _cell(group, block.columns[group.patient.column]))
 
 
@@ -225,8 +243,16 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
 
 
 def _select(
-    group: FileGroup, number: int, entry: Entry, block: Block, chosen: np.ndarray, ids: pa.Array, shown: str,
-    raw_id: str | None, known: str | None, needed: set[str],
+    group: FileGroup,
+    number: int,
+    entry: Entry,
+    block: Block,
+    chosen: np.ndarray,
+    ids: pa.Array,
+    shown: str,
+    raw_id: str | None,
+    known: str | None,
+    needed: set[str],
 ) -> pa.RecordBatch:
     keep, n = pa.array(chosen), int(chosen.sum())
     columns = {name: c.filter(keep) for name, c in block.columns.items()} if n < len(chosen) else block.columns
@@ -245,7 +271,9 @@ def _select(
         "available": cell(entry.available_at),
         "label": cell(entry.label),
         "unit": cell(value.unit_column if value else None),
-        "value": pa.array([repr(value.constant)] * n, pa.string()) if value and value.column is None else cell(value.column if value else None),
+        "value": pa.array([repr(value.constant)] * n, pa.string())
+        if value and value.column is None
+        else cell(value.column if value else None),
     }
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
@@ -255,68 +283,8 @@ def _select(
         file=pa.array([shown], pa.string()).take(pa.array(np.zeros(n, np.int64))),
         line=pa.array(block.lines[chosen]),
         patient_id=ids,
-        record=_verbatim(group, columns, block.record.filter(keep) if block.record is not None else None, ids, raw_id, known, needed),
+        record=verbatim(
+            group, columns, block.record.filter(keep) if block.record is not None else None, ids, raw_id, known, needed
+        ),
         **fields,
     )
-
-
-# --- verbatim records, patients replaced --------------------------------------------------------------------------------
-
-
-def _verbatim(group: FileGroup, columns: dict[str, pa.Array], record: pa.Array | None, ids: pa.Array, raw_id: str | None, known: str | None, needed: set[str]) -> pa.Array:
-    """The rows as JSON text; the patient's id, wherever it fills a whole field that is not itself data, is the pseudonym."""
-    column = group.patient.column
-    if record is not None:
-        patches = {h: pa.array(["(hidden)"] * len(ids), pa.string()) for h in group.hide}
-        if column:
-            patches[column] = pc.fill_null(ids, "")
-        if raw_id:
-            record = pc.replace_substring(record, json.dumps(raw_id), json.dumps(known))
-        return masked_json(record, _nested(patches)) if patches else record
-    masked = dict(columns)
-    raw = columns[column] if column else pa.scalar(raw_id, pa.string())
-    for name, texts in columns.items():
-        if name in group.hide:
-            masked[name] = pc.if_else(pc.equal(texts, ""), texts, "(hidden)")
-        elif name == column:
-            masked[name] = ids
-        elif name not in needed and (column or raw_id):
-            masked[name] = pc.if_else(pc.fill_null(pc.and_(pc.equal(texts, raw), pc.not_equal(texts, "")), False), ids, texts)
-    return json_texts(masked)
-
-
-def _nested(patches: dict[str, pa.Array]) -> pa.Array:
-    """JSON objects that hold the texts at their (dotted) places."""
-    result: dict = {}
-    for k, path in enumerate(patches):
-        *outer, last = path.split(".")
-        place = result
-        for step in outer:
-            place = place.setdefault(step, {})
-        place[last] = f"\x01{k}\x01"
-    pieces = json.dumps(result).split('"\\u0001')
-    parts: list = [pieces[0]]
-    arrays = list(patches.values())
-    for piece in pieces[1:]:
-        k, rest = piece.split('\\u0001"', 1)
-        parts += [pc.binary_join_element_wise('"', arrays[int(k)], '"', ""), rest]
-    return pc.binary_join_element_wise(*parts, "")
-
-
-def _masker(group: FileGroup, names: list[str], raw_id: str | None, known: str | None, key: bytes, namespace: str):
-    """A function from the text of a broken row to its JSON record without the patient's id."""
-    column = group.patient.column
-
-    def mask(text: str) -> str:
-        if group.format != "csv":
-            # broken JSON: the id cannot be found in it with certainty, so nothing of the text is kept
-            return json.dumps({"text": text if not column else f"({len(text)} characters, hidden: the patient's id may be among them)"})
-        fields = text.split(group.delimiter) if group.quote is None else next(csv.reader([text], delimiter=group.delimiter, quotechar=group.quote), [])
-        hidden = {k for k, name in enumerate(names) if name in group.hide}
-        place = names.index(column) if column else len(fields)
-        own = fields[place].strip() if place < len(fields) else raw_id or ""
-        own_known = known or pseudonym(key, namespace, own)
-        fields = ["(hidden)" if k in hidden else own_known if own and f.strip() == own else f for k, f in enumerate(fields)]
-        return json.dumps({"fields": fields}, ensure_ascii=False)
-
-    return mask

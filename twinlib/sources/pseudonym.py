@@ -35,7 +35,9 @@ def load_key(config: PseudonymConfig) -> bytes:
             with open(config.file, "rb") as f:
                 key = f.read()
         except OSError as e:
-            raise ConfigError(f"pseudonym_key: {config.file} cannot be read ({e.strerror}); expected a file with the key") from None
+            raise ConfigError(
+                f"pseudonym_key: {config.file} cannot be read ({e.strerror}); expected a file with the key"
+            ) from None
     key = key.strip()
     if len(key) < MINIMUM_BYTES:
         raise ConfigError(f"pseudonym_key: {place} holds {len(key)} bytes; expected at least {MINIMUM_BYTES}")

@@ -108,7 +108,9 @@ def _text_with_header(group: FileGroup, stream: BinaryIO) -> Iterator[tuple[list
                 raise Unreadable("unreadable_file", f"expected a header in line {skip}")
             if names is None:
                 quote = {"quotechar": group.quote} if group.quote else {"quoting": csv.QUOTE_NONE}
-                names = _distinct(next(csv.reader([head[skip - 1].decode().rstrip("\r")], delimiter=group.delimiter, **quote), []))
+                names = _distinct(
+                    next(csv.reader([head[skip - 1].decode().rstrip("\r")], delimiter=group.delimiter, **quote), [])
+                )
             piece, lines = (head[skip] if len(head) > skip else b""), skip
         yield names, piece, lines
     if names is None:
@@ -151,7 +153,10 @@ def _parse(group: FileGroup, names: list[str], piece: bytes, before: int) -> Blo
         pa.BufferReader(piece),
         pyarrow.csv.ReadOptions(use_threads=False, column_names=names, block_size=len(piece) + 1),
         pyarrow.csv.ParseOptions(
-            delimiter=group.delimiter, quote_char=group.quote or False, newlines_in_values=True, ignore_empty_lines=False,
+            delimiter=group.delimiter,
+            quote_char=group.quote or False,
+            newlines_in_values=True,
+            ignore_empty_lines=False,
             invalid_row_handler=keep,
         ),
         pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False),
@@ -275,26 +280,3 @@ def _json_keys(records: pa.Array) -> list[str]:
     with duckdb.connect(config={"threads": 1}) as db:
         db.register("good", pa.table({"r": records}))
         return sorted(k for (k,) in db.sql("SELECT DISTINCT unnest(json_keys(r)) FROM good").fetchall())
-
-
-# --- records as JSON text ---------------------------------------------------------------------------------------------
-
-
-def json_texts(columns: dict[str, pa.Array]) -> pa.Array:
-    """One JSON object of texts per row."""
-    parts: list = []
-    for k, (name, column) in enumerate(columns.items()):
-        if pc.any(pc.match_substring_regex(column, r'["\\\x00-\x1f]')).as_py():
-            for raw, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
-                column = pc.replace_substring(column, raw, escaped)
-            column = pc.replace_substring_regex(column, r"[\x00-\x1f]", "\ufffd")
-        text = pc.binary_join_element_wise('"', column, '"', "")
-        parts += [("{" if k == 0 else ",") + json.dumps(name, ensure_ascii=False) + ":", pc.fill_null(text, "null")]
-    return pc.binary_join_element_wise(*parts, "}", "")
-
-
-def masked_json(records: pa.Array, patches: pa.Array) -> pa.Array:
-    """`records` with the members of `patches` (JSON objects) in place of their own."""
-    with duckdb.connect(config={"threads": 1}) as db:
-        db.register("t", pa.table({"r": records, "p": patches}))
-        return db.sql("SELECT json_merge_patch(r, p)::VARCHAR AS r FROM t").to_arrow_table()["r"].combine_chunks()
