@@ -1,5 +1,6 @@
 """The main job on a small synthetic cohort: what it writes, that it does only what has changed, and that errors are clear."""
 
+import io
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pyspark.sql import functions as F
+from rich.console import Console
 from typer.testing import CliRunner
 
 from twinlib.errors import ConfigError, DataError
+from twinlib.report.summary import summarise
 from twinlib.stages import Night, Plan
 from twinlib.synthetic.recovery import recovery
 from twinlib.tables import schemas
@@ -109,6 +112,15 @@ def test_effects_are_zero_without_a_change_and_have_the_right_sign(first):
     assert everyone.n_patients == 8 and everyone.n_matched == 12 and everyone.effect_q05 < everyone.effect_mean < everyone.effect_q95
     nobody = effects["nobody", "bolus_70", "tir"]
     assert (nobody.n_matched, nobody.n_patients, nobody.effect_mean) == (0, 0, None)
+
+
+def test_the_summary_tells_what_happened(first):
+    console = Console(record=True, width=140, file=io.StringIO())
+    summarise(first, console)
+    text = console.export_text()
+    for part in ("12 patients, 12 episodes of 7 days", "Refused records", "unparsable_time", "converged", "few_readings", "bolus_70",
+                 "Recovery of the known truth", "insulin_sensitivity", f"Tables: {first.config.tables}", "jobs/query.py"):
+        assert part in text, part
 
 
 def test_a_second_run_does_nothing_and_a_changed_patient_is_the_only_one_done_again(first, spark):

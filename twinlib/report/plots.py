@@ -45,7 +45,7 @@ def plot_twin(
     for values, colour, label in ((fit, BLUE, "twin"), (counterfactual, ORANGE, name or "counterfactual")):
         if values is None:
             continue
-        low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95], axis=0) if not np.isnan(values).all() else (values[0],) * 3
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95], axis=0)  # NaN where there is no reading
         ax.fill_between(hours, low, high, color=colour, alpha=0.25, lw=0)
         ax.plot(hours, middle, color=colour, lw=1.4, label=label)
     ax.plot(hours, readings, ".", color="black", ms=2.5, label="CGM")
