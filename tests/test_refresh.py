@@ -184,9 +184,9 @@ def test_what_is_wrong_is_said_before_any_work(spark, tmp_path, changes, error, 
 
 
 def test_a_job_ends_with_one_line_and_an_exit_code(tmp_path):
-    from jobs import refresh
-
     import typer
+
+    from jobs import refresh
 
     app = typer.Typer()
     app.command()(refresh.main)

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-from twinlib.errors import StorageError
 from twinlib.session import require_delta, session
 
 

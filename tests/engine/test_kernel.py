@@ -4,7 +4,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from twinlib.engine.kernel import Data
-from twinlib.models.glucose_insulin import F, KD, KE, LAG, P2, SENSOR_SD, VG, VI
+from twinlib.models.glucose_insulin import KD, KE, LAG, P2, SENSOR_SD, VG, VI, F
 
 
 def _rates(x, u, p, basal):

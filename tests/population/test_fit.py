@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.models.test_batch import table, timeline
 from twinlib.config import FitConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.models.glucose_insulin import MODEL
 from twinlib.population import priors
 from twinlib.population.fit import Fitter
-
-from tests.models.test_batch import table, timeline
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from twinlib.whatif.outcomes import OUTCOMES, cgm_outcomes, contrast, wear_fraction
 

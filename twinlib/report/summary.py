@@ -90,5 +90,5 @@ def summarise(night: Night, console: Console | None = None) -> None:
             console.print(part, "")
     console.print(f"Tables: {night.config.tables} (columns and units: docs/data-dictionary.md)", soft_wrap=True)
     if night.config.storage.format == "parquet":
-        query = f'"SELECT status, count(*) AS episodes FROM twins GROUP BY ALL"'
+        query = '"SELECT status, count(*) AS episodes FROM twins GROUP BY ALL"'
         console.print(f"Query:  .venv/bin/python jobs/query.py {night.config.output} {query}", soft_wrap=True, highlight=False)

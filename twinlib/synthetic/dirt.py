@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
-
 from twinlib.synthetic.exports import RawFile
 from twinlib.synthetic.people import DIRT, Person, stream
 
