@@ -56,3 +56,11 @@ def data() -> Path:
         if Path(folder).is_dir():
             return Path(folder)
     pytest.skip("real data sets not found: set TWINLIB_DATA to their folder")
+
+
+@pytest.fixture(scope="session")
+def first(spark, tmp_path_factory):
+    """The small run of the main job, done once for all tests; one of them lets it grow by a record."""
+    from .small import configured, night
+
+    return night(configured(tmp_path_factory.mktemp("refresh")), spark)

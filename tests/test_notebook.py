@@ -5,12 +5,10 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from .test_refresh import first  # noqa: F401  (the small run)
-
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "cohort.ipynb"
 
 
-def test_the_notebook_runs_and_draws(first, monkeypatch):  # noqa: F811
+def test_the_notebook_runs_and_draws(first, monkeypatch):
     monkeypatch.setenv("TWINLIB_RUN", first.config.output)
     book = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(c.get("outputs") for c in book.cells), "commit the notebook without outputs"

@@ -6,60 +6,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from pyspark.sql import functions as F
 from rich.console import Console
 from typer.testing import CliRunner
 
 from twinlib.errors import ConfigError, DataError
 from twinlib.report.summary import summarise
-from twinlib.stages import Night, Plan
+from twinlib.stages import Night
 from twinlib.synthetic.recovery import recovery
 from twinlib.tables import schemas
 
-REPO = Path(__file__).resolve().parents[1]
-CONFIG = {
-    "name": "small",
-    "seed": 3,
-    "pseudonym_key": {"file": str(REPO / "conf" / "demo.key")},
-    "storage": {"buckets": 2},
-    "generate": {"patients": 12, "days": 7, "start": "2026-01-05"},
-    "sources": [{"mapping": f"conf/mappings/{m}.yaml", "root": r} for m, r in (("patients_csv", "."), ("t1d_uom", "t1d_uom"), ("tidepool_json", "tidepool"))],
-    "episodes": {"days": 7},
-    "simulate": {"scenarios": str(REPO / "conf" / "scenarios.yaml")},
-    "cohorts": [{"name": "everyone"}, {"name": "nobody", "where": "tir > 100"}],
-}
-
-
-def configured(folder: Path, **changes) -> Path:
-    """A configuration file for a run in `folder`."""
-    config = yaml.safe_load(yaml.safe_dump(CONFIG | changes))
-    config["output"] = str(folder)
-    if config.get("generate"):
-        config["generate"]["root"] = str(folder / "raw")
-    for source in config["sources"]:
-        source["mapping"] = str(REPO / source["mapping"])
-        source["root"] = str(folder / "raw" / source["root"])
-    path = folder / "run.yaml"
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def night(path: Path, spark) -> Night:
-    run = Night(Plan.of(path), spark)
-    run.run()
-    return run
+from .small import configured, night
 
 
 def rows(run: Night, table) -> dict:
     """All rows by key."""
     return {tuple(r[k] for k in table.key): r for r in run.storage.read(table).collect()}
-
-
-@pytest.fixture(scope="module")
-def first(spark, tmp_path_factory) -> Night:
-    return night(configured(tmp_path_factory.mktemp("refresh")), spark)
 
 
 def statuses(run: Night) -> dict[str, str]:

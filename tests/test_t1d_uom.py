@@ -7,7 +7,7 @@ import yaml
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas
 
-from .test_refresh import REPO
+from .small import REPO
 
 pytestmark = pytest.mark.realdata
 
