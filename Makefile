@@ -1,11 +1,11 @@
 # make demo   sets up everything and runs the main job on a synthetic cohort
-# make test   sets up everything and runs the tests
+# make test   sets up everything and runs the tests (test-all: the slow ones too)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all bench docs clean check
+.PHONY: demo test test-all docs clean check
 
 check:
 	@$(if $(PYTHON),:,echo "twinlib needs Python 3.11 or newer: no python3 was found on the PATH" >&2; exit 1)
@@ -33,9 +33,6 @@ test-all: check $(READY)
 docs: check $(READY)
 	$(PY) -m twinlib.tables.dictionary docs/data-dictionary.md
 	@test ! -d out/demo/tables || $(PY) -m twinlib.report.figure out/demo docs/demo.png
-
-bench: check $(READY)
-	$(PY) benchmarks/run.py $(NAME)
 
 clean:
 	rm -rf out build *.egg-info
