@@ -22,8 +22,9 @@ from pyspark.sql import functions as F
 from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
+from twinlib.errors import ConfigError
+from twinlib.fusion import packing
 from twinlib.fusion.ingest import ingest
-from twinlib.fusion.packing import pack
 from twinlib.population import fit as fitting
 from twinlib.population import priors
 from twinlib.progress import progress
@@ -38,6 +39,7 @@ from twinlib.whatif.scenarios import load_scenarios
 log = logging.getLogger("twinlib")
 STEP = 5  # minutes, grid of CGM timelines
 EPISODE = ["patient_id", "model", "episode"]
+STAND_INS = {"body_weight": "body_weight_kg"}  # covariate -> setting of `episodes` that stands in where no value is known
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Plan:
         """
         config = load(path)
         model = models.find(config.fit.model)
+        packing.check(config.episodes, model.name, model.agents, STEP)
+        lacking = set(model.covariates) - set(STAND_INS)
+        if lacking:
+            raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
         fitter = fitting.Fitter(model, Kernel(model, STEP), priors.find(model, config.fit.prior_version), config.fit, config.seed)
         simulator = None
         if config.simulate:
@@ -166,10 +172,9 @@ class Night:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
-            defaults = {"body_weight": self.config.episodes.body_weight_kg}
-            s.replace(schemas.TIMELINES, pack(
+            s.replace(schemas.TIMELINES, packing.pack(
                 observations, exposures, patients, self.config.episodes, model.name, model.signal.name, model.agents,
-                {c: defaults[c] for c in model.covariates}, STEP,
+                {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
             ))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 

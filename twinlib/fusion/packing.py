@@ -182,6 +182,16 @@ def _spacing(grid: Column, step_minutes: int) -> Column:
     return F.least(F.coalesce(F.get(gaps, ((count - 1) / 2).cast("int")), F.lit(1)), F.lit(15 // step_minutes))
 
 
+def check(episodes: EpisodeConfig, model: str, inputs: Sequence[str], step_minutes: int) -> None:
+    """Raises ConfigError where `require` names an agent that is no input, or the step does not divide a quarter of an hour."""
+    unknown = sorted(set(episodes.require) - set(inputs))
+    if unknown:
+        expected = ", ".join(inputs)
+        raise ConfigError(f"episodes.require: {', '.join(unknown)}: no input of model {model}, expected some of {expected}")
+    if 15 % step_minutes:
+        raise ConfigError(f"step_minutes: {step_minutes} does not divide a quarter of an hour")
+
+
 def pack(
     observations: DataFrame,
     exposures: DataFrame,
@@ -199,14 +209,9 @@ def pack(
     value that stands in (marked `assumed`) where none was known. Reason codes, the first that holds: no_records, no_<signal>,
     few_readings (filled slots below minimum_readings), short_wear (filled slots times the readings' usual spacing below
     minimum_wear_hours), no_<agent> for the agents in `require`.
-    Raises ConfigError where `require` names an agent that is no input, or the step does not divide a quarter of an hour.
+    Raises ConfigError (see `check`).
     """
-    unknown = sorted(set(episodes.require) - set(inputs))
-    if unknown:
-        expected = ", ".join(inputs)
-        raise ConfigError(f"episodes.require: {', '.join(unknown)}: no input of model {model}, expected some of {expected}")
-    if 15 % step_minutes:
-        raise ConfigError(f"step_minutes: {step_minutes} does not divide a quarter of an hour")
+    check(episodes, model, inputs, step_minutes)
     days, minutes = episodes.days, episodes.days * 1440
     slots = minutes // step_minutes
 
