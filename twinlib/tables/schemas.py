@@ -185,7 +185,7 @@ TWINS = Table(
         Column("iterations", _int, "Levenberg-Marquardt iterations"),
         Column("fit_rmse", _real, "root mean square of observed minus smoothed signal", "mg/dL"),
         Column("fit_mard_percent", _real, "mean absolute relative difference of the smoothed signal", "%"),
-        Column("forecast_rmse", _real, "root mean square of the one-step-ahead prediction error", "mg/dL"),
+        Column("forecast_rmse", _real, "root mean square error of predicting each reading from those before it", "mg/dL"),
         Column("numerical_error", _real, "largest change of the replayed signal when the step is halved", "mg/dL"),
         Column("timeline_hash", _text, "content_hash of the timeline that was fitted", nullable=False),
         Column("model_version", _text, "version of the model, and hash of its equations, the fit's settings and the seed", nullable=False),
