@@ -93,7 +93,6 @@ class Model:
     constant_names: tuple[str, ...] = ()
     covariates: tuple[str, ...] = ()
     input_minutes: float = 1.0  # inputs are constant over this interval; also the integration step
-    required_inputs: tuple[str, ...] = ()
 
     def dynamics(self, x, u, p, c):
         raise NotImplementedError
