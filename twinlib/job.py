@@ -15,8 +15,6 @@ import typer
 
 from twinlib.errors import TwinlibError
 
-EXIT_CODES = "Exit codes: 0 done, 2 bad configuration, 3 data refused, 5 storage; 1 is a defect of the program."
-
 ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
 
 

@@ -146,7 +146,8 @@ class Night:
 
     def ingest(self) -> None:
         """Raw files to patients, observations, exposures, quarantine and counts."""
-        self.plan.check_sources()  # again: a synthetic cohort has just been made, and files come and go
+        if self.config.generate is not None:  # else the plan has looked at them
+            self.plan.check_sources()
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)
@@ -192,13 +193,10 @@ class Night:
             wanted = timelines.withColumns({
                 "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
             })
-            todo = wanted.join(twins.select(identity), identity, "left_anti").drop(*identity[3:]).persist()
-            gone = twins.select(identity).join(wanted.select(identity), identity, "left_anti")
-            changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
+            todo, changed, kept = _changes(wanted, twins, identity)
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
-                fitted = fitting.fit(todo, fitter, self.partitions).persist()
-                kept = twins.join(wanted.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+                fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions).persist()
                 s.replace_patients(
                     schemas.TWIN_PARAMETERS,
                     fitting.twin_parameters(fitted).unionByName(parameters.join(kept.select(EPISODE), EPISODE, "left_semi")), changed,
@@ -226,13 +224,9 @@ class Night:
             )
             rows = timelines.join(twin, EPISODE)
             identity = [*EPISODE, "work_hash"]
-            done = outcomes.select(identity).distinct()
-            todo = rows.join(done, identity, "left_anti").persist()
-            gone = done.join(rows.select(identity), identity, "left_anti")
-            changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
+            todo, changed, kept = _changes(rows, outcomes, identity)
             stage.counts["episodes_simulated"] = todo.count()
             if changed.count():
-                kept = outcomes.join(rows.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
                 fresh = simulation.simulate(todo, simulator, self.partitions)
                 s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept), changed)
             else:
@@ -265,6 +259,17 @@ class Night:
             read(schemas.PATIENTS), read(schemas.TWINS), read(schemas.TWIN_PARAMETERS), read(schemas.TIMELINES), read(schemas.OUTCOMES),
             self.plan.attributes,
         )
+
+
+def _changes(wanted: DataFrame, stored: DataFrame, identity: list[str]) -> tuple[DataFrame, DataFrame, DataFrame]:
+    """What `stored` lacks of `wanted`, by identity: the rows to do and the patients to write (both persisted), and the stored rows of
+    these patients that still hold."""
+    done = stored.select(identity).distinct()
+    todo = wanted.join(done, identity, "left_anti").persist()
+    gone = done.join(wanted.select(identity), identity, "left_anti")
+    changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
+    kept = stored.join(wanted.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+    return todo, changed, kept
 
 
 def _by(df: DataFrame, column: str) -> dict[str, int]:

@@ -89,7 +89,7 @@ class Fitter:
         """How well the twin at its mode follows the readings, and how exact the integration is."""
         who = np.arange(len(theta))
         natural = self.model.natural(theta)
-        _, e, v = self.kernel.filter(natural, who, data, full=True)
+        _, e, _ = self.kernel.filter(natural, who, data, full=True)
         noise, start = self.kernel.smooth(natural, who, data)
         replay = self.kernel.simulate(natural, who, data, noise, start)
         fine = self.kernel.simulate(natural, who, data, noise, start, halvings=1)
