@@ -50,7 +50,9 @@ def test_every_patient_has_a_row_and_records_are_conserved(first):
 def test_raw_identifiers_are_nowhere_in_the_tables(first):
     ids = set(pq.read_table(Path(first.config.generate.root) / "truth" / "parameters.parquet")["patient"].to_pylist())
     for table in (schemas.PATIENTS, schemas.QUARANTINE, schemas.TWINS, schemas.EXPOSURES):
-        text = str([r.asDict() for r in first.storage.read(table).limit(2000).collect()])
+        df = first.storage.read(table)
+        words = [f.name for f in df.schema.fields if f.dataType.simpleString() in ("string", "array<string>")]  # digits of numbers are no ids
+        text = str([r.asDict() for r in df.select(words).limit(2000).collect()])
         assert not [i for i in ids if i in text]
 
 

@@ -63,12 +63,12 @@ class Plan:
         lacking = set(model.covariates) - set(STAND_INS)
         if lacking:
             raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
-        fitter = fitting.Fitter(model, Kernel(model, STEP), priors.find(model, config.fit.prior_version), config.fit, config.seed)
+        fitter = fitting.Fitter(model, Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
         simulator = None
         if config.simulate:
             scenarios = load_scenarios(config.simulate.scenarios, model.agents)
-            simulator = simulation.Simulator(model, fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
-        known = cohorts.Attributes(tuple(q.name for q in model.parameters), model.covariates)
+            simulator = simulation.Simulator(fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
+        known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates)
         cohorts.check_all(config.cohorts, known)
         sources.load_key(config.pseudonym_key)
         plan = cls(config, fitter, simulator, known)
@@ -174,7 +174,7 @@ class Night:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
             s.replace(schemas.TIMELINES, packing.pack(
-                observations, exposures, patients, self.config.episodes, model.name, model.signal.name, model.agents,
+                observations, exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
                 {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
             ))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))

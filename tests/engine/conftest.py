@@ -1,39 +1,44 @@
-"""A small batch of patients simulated without the engine's own code paths where a test needs an independent answer."""
+"""Small sets of data for the engine, made without the engine's own code paths where a test needs an independent answer."""
 
 import numpy as np
 import pytest
 
 from twinlib.engine.kernel import Data, Kernel
+from twinlib.engine.schedule import Drive, build
 from twinlib.models.glucose_insulin import MODEL
+
+BASAL = 0.2  # mU/kg/min
 
 
 @pytest.fixture(scope="session")
 def kernel() -> Kernel:
-    return Kernel(MODEL, 5.0)
+    return Kernel(MODEL)
 
 
-def inputs(rng, slots: int, basal: float = 0.2) -> np.ndarray:
-    """(minutes, 2) insulin mU/kg/min and carbohydrate mg/kg/min: basal, three meals a day with their boluses."""
-    u = np.zeros((slots * 5, 2))
-    u[:, 0] = basal
-    for day in range(-(-slots // 288)):
+def events(rng, days: int) -> tuple[Drive, Drive]:
+    """Basal insulin, and three meals a day with their boluses, at any minute."""
+    times, grams = [], []
+    for day in range(days):
         for hour in (7.5, 12.5, 19.0):
-            t = int(day * 1440 + hour * 60 + rng.integers(-40, 40))
-            if t + 15 < len(u):
-                grams = rng.uniform(30, 80)
-                u[t : t + 15, 1] += grams * 1000 / 70 / 15
-                u[t - 10, 0] += grams / 10 * 1000 / 70 * rng.uniform(0.7, 1.3)
-    return u
+            times.append(day * 1440 + hour * 60 + rng.uniform(-40, 40))
+            grams.append(rng.uniform(30, 80))
+    times, grams = np.array(times), np.array(grams)
+    bolus = grams / 10 * 1000 / 70 * rng.uniform(0.7, 1.3, len(grams))
+    insulin = Drive(
+        np.r_[0.0, times - 10], np.r_[BASAL * 1440 * days, bolus], np.r_[1440.0 * days, np.zeros(len(bolus))], 0.0
+    )
+    return insulin, Drive(times, grams * 1000 / 70, np.zeros(len(grams)), 15.0)
 
 
 @pytest.fixture
 def patient():
-    """Parameters (8,), data of one patient over 36 hours with missing readings."""
+    """Transformed parameters (8,), data of one patient over a day with missing readings, and the events behind them."""
     rng = np.random.default_rng(7)
-    slots = 432
-    u = inputs(rng, slots)
-    y = 140 + 40 * np.sin(np.arange(slots) / 40) + 5 * rng.standard_normal(slots)
-    y[rng.random(slots) < 0.1] = np.nan
+    slots = np.arange(200) * 5.0
+    drives = events(rng, 1)
+    y = 140 + 40 * np.sin(np.arange(200) / 40) + 5 * rng.standard_normal(200)
+    y[rng.random(200) < 0.1] = np.nan
     y[100:130] = np.nan
-    theta = MODEL.natural(MODEL.prior_mean + 0.3 * MODEL.prior_sd * rng.standard_normal(8))
-    return theta, Data(np.array([[0.2, 130.0]]), u.reshape(1, -1), y[None])
+    theta = MODEL.prior_mean + 0.3 * MODEL.prior_sd * rng.standard_normal(8)
+    data = Data.of(np.array([[BASAL, 130.0]]), [build(slots, drives, MODEL.step)], [y[:, None]])
+    return theta, data, drives

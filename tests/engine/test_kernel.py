@@ -1,18 +1,27 @@
 """The kernel against an independent filter (SciPy's DOP853 and plain NumPy) and against closed properties."""
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.integrate import solve_ivp
 
 from twinlib.engine.kernel import Data
-from twinlib.models.glucose_insulin import KD, KE, LAG, P2, SENSOR_SD, VG, VI, F
+from twinlib.engine.schedule import build
+from twinlib.models import glucose_insulin as g
+from twinlib.models.glucose_insulin import MODEL
+
+from .conftest import BASAL
+
+KD, KE, LAG, P2, SENSOR_SD, VG, VI = (q.magnitude for q in (g.KD, g.KE, g.LAG, g.P2, g.SENSOR_SD, g.VG, g.VI))
+F = g.F
 
 
-def _rates(x, u, p, basal):
+def _rates(x, insulin, meal, p, basal):
     si, sg, gb, kempt, kabs, ka2, _, tau = p
     i1, i2, ip, act, q1, q2, qg, g, ig, d = x
     return np.array([
-        u[0] / VI - KD * i1, KD * i1 - ka2 * i2, ka2 * i2 - KE * ip, P2 * (si * (ip - basal / VI / KE) - act),
-        u[1] - kempt * q1, kempt * (q1 - q2), kempt * q2 - kabs * qg,
+        insulin / VI - KD * i1, KD * i1 - ka2 * i2, ka2 * i2 - KE * ip, P2 * (si * (ip - basal / VI / KE) - act),
+        meal - kempt * q1, kempt * (q1 - q2), kempt * q2 - kabs * qg,
         sg * (gb - g) - act * g + F / VG * kabs * qg + d, (g - ig) / LAG, -d / tau,
     ])
 
@@ -23,32 +32,44 @@ def _matrix(x, p):
     return a
 
 
-def propagate(x, u, p, basal):
-    """State after five minutes of inputs u (5, 2), with transition and noise covariance of the noisy states, at 1e-10."""
-    z = np.concatenate([x, np.eye(3).ravel(), np.zeros(9)])
+def propagate(x, begin, end, drives, p, basal):
+    """State at `end` from `begin` (min), with transition and noise covariance of the noisy states, at 1e-10, event by event."""
+    insulin, meals = drives
     drive = np.diag([0.0, 0.0, 2 * p[6] ** 2 / p[7]])
-    for minute in u:
+    z = np.concatenate([x, np.eye(3).ravel(), np.zeros(9)])
+    edges = {begin, end, *insulin.times, *(insulin.times + insulin.durations), *meals.times, *(meals.times + 15)}
+    edges = sorted(t for t in edges if begin <= t <= end)
+    for a, b in zip(edges, edges[1:]):
+        z[0] += insulin.amounts[(insulin.times == a) & (insulin.durations == 0)].sum() / VI
+        lasting = (insulin.durations > 0) & (insulin.times <= a) & (a < insulin.times + insulin.durations)
+        rate = (insulin.amounts[lasting] / insulin.durations[lasting]).sum()
+        meal = meals.amounts[(meals.times <= a) & (a < meals.times + 15)].sum() / 15
 
         def f(t, z):
-            a, phi, q = _matrix(z[:10], p), z[10:19].reshape(3, 3), z[19:].reshape(3, 3)
-            return np.concatenate([_rates(z[:10], minute, p, basal), (a @ phi).ravel(), (a @ q + q @ a.T + drive).ravel()])  # noqa: B023
+            m, phi, q = _matrix(z[:10], p), z[10:19].reshape(3, 3), z[19:].reshape(3, 3)
+            return np.concatenate([_rates(z[:10], rate, meal, p, basal), (m @ phi).ravel(), (m @ q + q @ m.T + drive).ravel()])  # noqa: B023
 
-        z = solve_ivp(f, (0, 1), z, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
+        z = solve_ivp(f, (a, b), z, "DOP853", rtol=1e-10, atol=1e-12).y[:, -1]
     return z[:10], z[10:19].reshape(3, 3), z[19:].reshape(3, 3)
 
 
-def independent_filter(p, data: Data):
+def start(p, basal, first):
+    return np.array([basal / VI / KD, basal / VI / p[5], basal / VI / KE, 0, 0, 0, 0, first, first, 0.0])
+
+
+def independent_filter(p, data: Data, drives, times):
     """Innovations, variances and minus log-likelihood by adaptive integration at 1e-10 and matrix algebra."""
     basal, first = data.constants[0]
-    u, y = data.inputs.reshape(-1, 2), data.readings[0]
-    x = np.array([basal / VI / KD, basal / VI / p[5], basal / VI / KE, 0, 0, 0, 0, first, first, 0.0])
+    y = data.readings[:, 0]
+    x = start(p, basal, first)
     P = np.diag([400.0, 400.0, p[6] ** 2])
     H = np.array([0.0, 1.0, 0.0])
-    out = []
-    for k in range(y.size):
-        if k > 0:
-            x, phi, q = propagate(x, u[5 * (k - 1) : 5 * k], p, basal)
+    out, now = [], 0.0
+    for k, t in enumerate(times):
+        if t > now:
+            x, phi, q = propagate(x, now, t, drives, p, basal)
             P = phi @ P @ phi.T + q
+            now = t
         if np.isnan(y[k]):
             out.append((0.0, 1.0))
             continue
@@ -62,62 +83,110 @@ def independent_filter(p, data: Data):
 
 
 def test_filter_agrees_with_an_independent_filter(kernel, patient):
-    theta, data = patient
-    data = Data(data.constants, data.inputs[:, : 150 * 10], data.readings[:, :150])
-    nll, e, v = kernel.filter(theta[None], [0], data, full=True)
-    e0, s0, nll0 = independent_filter(theta, data)
-    np.testing.assert_allclose(e[0], e0, atol=2e-3)
-    np.testing.assert_allclose(v[0], s0, rtol=1e-5)
-    np.testing.assert_allclose(nll[0], nll0, rtol=1e-6)
+    theta, data, drives = patient
+    e0, s0, nll0 = independent_filter(MODEL.natural(theta), data, drives, np.arange(200) * 5.0)
+    for step, tolerance in ((MODEL.step, 0.05), (0.5, 1e-4)):
+        finer = Data.of(data.constants, [build(np.arange(200) * 5.0, drives, step)], [data.readings])
+        e, v = kernel.innovations(theta[None], [0], finer)
+        np.testing.assert_allclose(e[:, 0], e0, atol=tolerance)
+        np.testing.assert_allclose(v[:, 0], s0, rtol=0.2 * tolerance)
+        np.testing.assert_allclose(kernel.likelihood(theta[None], [0], finer)[0], nll0, atol=tolerance)
+
+
+def test_irregular_instants_are_filtered_at_their_own_times(kernel, patient):
+    theta, _, drives = patient
+    rng = np.random.default_rng(3)
+    times = np.sort(rng.uniform(0, 900, 60))
+    y = 140 + 30 * np.sin(times / 200) + 5 * rng.standard_normal(60)
+    data = Data.of(np.array([[BASAL, 130.0]]), [build(times, drives, 1.0)], [y[:, None]])
+    _, _, nll = independent_filter(MODEL.natural(theta), data, drives, times)
+    np.testing.assert_allclose(kernel.likelihood(theta[None], [0], data)[0], nll, rtol=1e-5)
 
 
 def test_replay_of_the_smoothed_noise_is_the_smoothed_signal(kernel, patient):
     """The smoother's signal at a reading equals the mean of a joint Gaussian conditioned on all readings."""
-    theta, data = patient
-    data = Data(data.constants, data.inputs[:, : 60 * 10], data.readings[:, :60])
-    noise, start = kernel.smooth(theta[None], [0], data)
-    replay = kernel.simulate(theta[None], [0], data, noise, start)[0]
+    theta, _, drives = patient
+    p, n = MODEL.natural(theta), 60
+    rng = np.random.default_rng(1)
+    y = 140 + 40 * np.sin(np.arange(n) / 10) + 5 * rng.standard_normal(n)
+    y[20:26] = np.nan
+    data = Data.of(np.array([[BASAL, 130.0]]), [build(np.arange(n) * 5.0 + 300, drives, 0.5, start=300.0)], [y[:, None]])
+    replay = kernel.simulate(theta[None], [0], data, *kernel.smooth(theta[None], [0], data))[:, 0]
 
     # independent: the signal is affine in (start, noise); condition the joint Gaussian directly
-    n = data.readings.shape[1]
-    zero, plain = np.zeros((1, n, 3)), np.array([[data.constants[0, 1]] * 2 + [0.0]])
-    base = kernel.simulate(theta[None], [0], data, zero, plain)[0]
-    basal, first = data.constants[0]
-    x = np.array([basal / VI / KD, basal / VI / theta[5], basal / VI / KE, 0, 0, 0, 0, first, first, 0.0])
+    zero, plain = np.zeros((n, 3)), np.array([[130.0, 130.0, 0.0]])
+    base = kernel.simulate(theta[None], [0], data, zero, plain)[:, 0]
     columns, prior = [], np.zeros((3 * n, 3 * n))
-    prior[:3, :3] = np.diag([400.0, 400.0, theta[6] ** 2])
+    prior[:3, :3] = np.diag([400.0, 400.0, p[6] ** 2])
+    x = start(p, BASAL, 130.0)
     for k in range(n):
         for j in range(3):
-            noise, start = zero.copy(), plain.copy()
+            noise, begin = zero.copy(), plain.copy()
             if k == 0:
-                start[0, j] += 1
+                begin[0, j] += 1
             else:
-                noise[0, k, j] = 1
-            columns.append(kernel.simulate(theta[None], [0], data, noise, start)[0] - base)
+                noise[k, j] = 1
+            columns.append(kernel.simulate(theta[None], [0], data, noise, begin)[:, 0] - base)
         if k > 0:
-            x, _, prior[3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = propagate(x, data.inputs.reshape(-1, 2)[5 * (k - 1) : 5 * k], theta, basal)
+            x, _, prior[3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = propagate(x, 295 + 5.0 * k, 300 + 5.0 * k, drives, p, BASAL)
     A = np.array(columns).T
-    seen = ~np.isnan(data.readings[0])
+    seen = ~np.isnan(y)
     S = A[seen] @ prior @ A[seen].T + SENSOR_SD**2 * np.eye(seen.sum())
-    best = prior @ A[seen].T @ np.linalg.solve(S, data.readings[0, seen] - base[seen])
+    best = prior @ A[seen].T @ np.linalg.solve(S, y[seen] - base[seen])
     np.testing.assert_allclose(replay, base + A @ best, atol=1e-4)
 
 
 def test_a_lane_does_not_depend_on_its_neighbours(kernel, patient):
-    theta, data = patient
+    theta, data, drives = patient
     rng = np.random.default_rng(0)
-    thetas = theta * np.exp(0.1 * rng.standard_normal((37, 8)))
+    short = Data.of(data.constants, [build(np.arange(31) * 5.0, drives, 2.5)], [data.readings[:31]])
+    both = Data.of(
+        np.tile(data.constants, (2, 1)), [build(np.arange(200) * 5.0, drives, 2.5), build(np.arange(31) * 5.0, drives, 2.5)],
+        [data.readings, data.readings[:31]],
+    )
+    thetas = theta + 0.1 * rng.standard_normal((37, 8))
     thetas[5] = np.nan  # a broken neighbour
-    together, _, _ = kernel.filter(thetas, np.zeros(37, int), data, full=False)
+    who = rng.integers(0, 2, 37)  # long and short patients side by side
+    together, derived = kernel.likelihood(thetas, who, both), kernel.derivatives(thetas, who, both)
+    noise, begin = kernel.smooth(thetas, who, both)
+    replay = kernel.simulate(thetas, who, both, noise, begin)
+    to = np.concatenate([[0], np.cumsum(both.slots[who])])
     for i in (0, 4, 6, 15, 16, 36):
-        alone, _, _ = kernel.filter(thetas[i : i + 1], [0], data, full=False)
-        assert alone[0] == together[i]
+        own = short if who[i] else data
+        one = (thetas[i : i + 1], [0], own)
+        assert kernel.likelihood(*one)[0] == together[i]
+        for alone, all_ in zip(kernel.derivatives(*one), derived):
+            np.testing.assert_array_equal(alone[0], all_[i])
+        alone = kernel.smooth(*one)
+        np.testing.assert_array_equal(alone[0], noise[to[i] : to[i + 1]])
+        np.testing.assert_array_equal(kernel.simulate(*one, *alone), replay[to[i] : to[i + 1]])
     assert np.isnan(together[5])
 
 
+def test_taking_rows_gives_their_data(kernel, patient):
+    _, data, drives = patient
+    parts = [build(np.arange(n) * 5.0, drives, 2.5) for n in (10, 200, 31)]
+    three = Data.of(np.arange(6.0).reshape(3, 2), parts, [data.readings[:n] for n in (10, 200, 31)])
+    taken = three.take(np.array([2, 0]))
+    expected = Data.of(np.array([[4.0, 5.0], [0.0, 1.0]]), [parts[2], parts[0]], [data.readings[:31], data.readings[:10]])
+    for name in Data.__dataclass_fields__:
+        np.testing.assert_array_equal(getattr(taken, name), getattr(expected, name))
+    np.testing.assert_array_equal(three.counts(), [(~np.isnan(data.readings[:n])).sum() for n in (10, 200, 31)])
+
+
 def test_halving_the_step_changes_little(kernel, patient):
-    theta, data = patient
-    noise, start = kernel.smooth(theta[None], [0], data)
-    a = kernel.simulate(theta[None], [0], data, noise, start)
-    b = kernel.simulate(theta[None], [0], data, noise, start, halvings=1)
-    assert 0 < np.abs(a - b).max() < 0.01
+    theta, data, _ = patient
+    smoothed = kernel.smooth(theta[None], [0], data)
+    a = kernel.simulate(theta[None], [0], data, *smoothed)
+    b = kernel.simulate(theta[None], [0], data, *smoothed, halvings=1)
+    assert 0 < np.abs(a - b).max() < 0.02
+
+
+def test_a_reading_beyond_a_limit_says_only_that(kernel, patient):
+    theta, data, _ = patient
+    y = data.readings.copy()
+    y[50] = 400.0
+    beyond = y.copy()
+    beyond[50] = 480.0
+    e = [kernel.likelihood(theta[None], [0], replace(data, readings=r))[0] for r in (y, beyond)]
+    assert e[0] == e[1]

@@ -5,37 +5,58 @@ from scipy import stats
 
 from twinlib.engine import posterior
 from twinlib.engine.kernel import Data
+from twinlib.engine.normal import Normal
 
 
 class GaussianKernel:
-    """Stands in for a kernel: minus log-likelihood of a Gaussian location model with unit variance."""
+    """Stands in for a kernel: minus log likelihood of readings about the sum of the parameters, with unit variance."""
 
-    def filter(self, theta, who, data, full):
-        off = data.readings[who][:, None, :] - theta[:, :, None]
-        return 0.5 * (off**2).sum((1, 2)), None, None
+    def likelihood(self, theta, who, data):
+        return np.array([0.5 * ((data.row(r)[:, 0] - t.sum()) ** 2).sum() for t, r in zip(theta, who)])
+
+
+def gaussian(readings) -> Data:
+    none = np.zeros(0)
+    count = len(readings)
+    y = np.concatenate(readings)[:, None]
+    return Data(np.zeros((count, 0)), np.cumsum([0] + [len(r) for r in readings]), np.zeros(len(y) + 1, int), none, none, none, y)
 
 
 def test_evidence_and_moments_of_a_conjugate_model():
     rng = np.random.default_rng(0)
-    p, n = 3, 5
-    y = rng.normal(1.0, 1.0, (2, n))
-    mean, sd = np.zeros(p), np.full(p, 2.0)
-    # every parameter sees all readings; the kernel counts n readings, so the constant is that of n, not of n * p
-    precision = n + 1 / sd**2
-    theta = np.repeat((y.sum(1)[:, None]) / precision[None], 1, axis=0)
-    cov = np.tile(np.diag(1 / precision), (2, 1, 1))
+    readings = [rng.normal(1.0, 1.0, 5), rng.normal(0.0, 1.0, 9)]
+    prior = Normal(np.zeros((2, 3)), np.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]]))
+    h = [prior.precision + len(y) * np.ones((3, 3)) for y in readings]
+    cov = np.linalg.inv(h)
+    theta = np.stack([c @ np.full(3, y.sum()) for c, y in zip(cov, readings)])
     keys = [("a", "1"), ("b", "1")]
-    data = Data(None, None, y)
-    got = posterior.sample(GaussianKernel(), lambda t: t, data, mean, sd, theta, cov, keys, 7, 1024)
-    for i in range(2):
-        joint = stats.multivariate_normal(np.zeros(n), np.eye(n) + sd[0] ** 2 * np.ones((n, n))).logpdf(y[i])
-        exact = p * joint + (p - 1) * n * 0.5 * np.log(2 * np.pi)
-        assert abs(got.log_evidence[i] - exact) < 0.02
-    m = np.einsum("nk,nkp->np", got.weights, got.draws)
-    np.testing.assert_allclose(m, theta, atol=0.03)
-    assert (got.pareto_k < 0.5).all() and (got.effective_draws > 600).all()
-    again = posterior.sample(GaussianKernel(), lambda t: t, Data(None, None, y[1:]), mean, sd, theta[1:], cov[1:], keys[1:], 7, 1024)
+    got = posterior.sample(GaussianKernel(), gaussian(readings), prior, theta, cov, keys, 7, 1280)
+    for i, y in enumerate(readings):
+        exact = stats.multivariate_normal(np.zeros(len(y)), np.eye(len(y)) + prior.covariance.sum()).logpdf(y)
+        assert abs(got.log_evidence[i] - exact) < 4 * got.log_evidence_se[i] < 0.1
+    np.testing.assert_allclose(np.einsum("nk,nkp->np", got.weights, got.draws), theta, atol=0.05)
+    assert (got.pareto_k < 0.5).all() and (got.effective_draws > 700).all()
+    spectrum = posterior.spectrum(got, prior)  # the data see one direction: the others keep their prior variance
+    np.testing.assert_allclose(spectrum[:, 1:], 1.0, atol=0.15)
+    assert (spectrum[:, 0] < 0.05).all()
+    second = Normal(prior.mean[1:], prior.covariance)
+    again = posterior.sample(GaussianKernel(), gaussian(readings[1:]), second, theta[1:], cov[1:], keys[1:], 7, 1280)
     np.testing.assert_array_equal(again.draws[0], got.draws[1])  # keyed by patient, not by position
+
+
+def test_a_row_whose_draws_all_fail_says_so_and_leaves_the_other_alone():
+    class Broken(GaussianKernel):
+        def likelihood(self, theta, who, data):
+            out = super().likelihood(theta, who, data)
+            out[np.asarray(who) == 0] = np.nan
+            return out
+
+    prior = Normal(np.zeros((2, 1)), np.eye(1))
+    data, theta, cov, keys = gaussian([np.ones(3), np.ones(3)]), np.full((2, 1), 0.75), np.full((2, 1, 1), 0.25), [("a",), ("b",)]
+    good = posterior.sample(GaussianKernel(), data, prior, theta, cov, keys, 1, 320)
+    bad = posterior.sample(Broken(), data, prior, theta, cov, keys, 1, 320)
+    assert np.isnan(bad.log_evidence[0]) and np.isposinf(bad.pareto_k[0]) and np.allclose(bad.weights[0], 1 / 320)
+    np.testing.assert_array_equal(bad.weights[1], good.weights[1])
 
 
 def test_pareto_k_recovers_the_shape_of_a_tail():
@@ -54,6 +75,6 @@ def test_resampling_follows_the_weights():
     draws = np.arange(64.0).reshape(1, 64, 1)
     w = np.zeros((1, 64))
     w[0, [3, 10]] = [0.25, 0.75]
-    p = posterior.Posterior(draws, w, np.zeros(1), np.zeros(1), np.zeros(1))
+    p = posterior.Posterior(draws, w, *[np.zeros(1)] * 4)
     got = posterior.resample(p, [("a", "1")], 1, 32)[0, :, 0]
     assert abs((got == 3).sum() - 8) <= 1 and (got == 10).sum() + (got == 3).sum() == 32

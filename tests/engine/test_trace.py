@@ -1,12 +1,21 @@
 """Errors in a model's declaration or equations name the line at fault."""
 
+import re
+
 import pytest
 
-from twinlib.engine.contract import ModelError, Parameter, State
+from twinlib.engine.contract import Input, ModelError, Parameter, Signal, State, additive, quantity
+from twinlib.engine.expressions import exp, maximum
 from twinlib.engine.trace import trace
 from twinlib.models import find
 
 from .tumour import Tumour
+
+
+def line_of(text: str) -> int:
+    """The line of this file that holds `text` first."""
+    with open(__file__) as f:
+        return next(n for n, line in enumerate(f, start=1) if text in line and "line_of" not in line)
 
 
 def test_an_unknown_name_is_an_error_that_names_the_line_and_the_known_names():
@@ -14,18 +23,74 @@ def test_an_unknown_name_is_an_error_that_names_the_line_and_the_known_names():
         def dynamics(self, x, u, p, c):
             return {"volume": p.growth * x.volume, "drug": 0}
 
-    with pytest.raises(ModelError, match=r"test_trace.py:\d+: model: unknown parameter 'growth'; known: growth_rate, capacity"):
+    with pytest.raises(ModelError, match=rf"test_trace.py:{line_of('p.growth *')}: model: unknown parameter 'growth'; known: growth_rate, capacity"):
         trace(Wrong())
 
 
 def test_branching_on_a_traced_value_is_an_error_with_a_hint():
     class Wrong(Tumour):
         def dynamics(self, x, u, p, c):
-            rate = p.growth_rate if x.volume > 5 else 0
+            rate = p.growth_rate if x.volume > quantity(5, "mL") else 0
             return {"volume": rate * x.volume, "drug": 0}
 
-    with pytest.raises(ModelError, match=r"test_trace.py:\d+: TypeError: .*cannot branch on a traced value"):
+    with pytest.raises(ModelError, match=rf"test_trace.py:{line_of('rate = p.growth_rate if')}: TypeError: .*cannot branch on a traced value"):
         trace(Wrong())
+
+
+def test_units_that_do_not_match_are_errors_at_their_line():
+    class Sum(Tumour):
+        def dynamics(self, x, u, p, c):
+            mixed = x.volume + x.drug
+            return {"volume": mixed, "drug": 0}
+
+    with pytest.raises(ModelError, match=rf"test_trace.py:{line_of('mixed = x.volume')}: units do not match: .*'milliliter'"):
+        trace(Sum())
+
+    class Rate(Tumour):
+        def dynamics(self, x, u, p, c):
+            return {
+                "drug": u.infusion,
+                "volume": x.volume,  # no rate
+            }
+
+    with pytest.raises(ModelError, match=rf"test_trace.py:{line_of('# no rate')}: dynamics of volume must be in ml / d; it is ml"):
+        trace(Rate())
+
+    class Exponent(Tumour):
+        def observe(self, x, p, c):
+            return {"volume": additive(quantity(1.0, "mL") * exp(x.volume), quantity(1.0, "mL"))}
+
+    with pytest.raises(ModelError, match=rf"test_trace.py:{line_of('* exp(x.volume)')}: units do not match"):
+        trace(Exponent())
+
+    class Plain(Tumour):
+        def initial(self, p, c):
+            return {"volume": 10.0, "drug": 0}
+
+    with pytest.raises(ModelError, match="initial of volume must be in ml; it is a plain number"):
+        trace(Plain())
+
+
+def test_units_are_converted():
+    class Litres(Tumour):
+        def initial(self, p, c):
+            return {"volume": quantity(0.01, "L"), "drug": 0}
+
+    assert trace(Litres()).x0[0] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"states": (State("volume", "millilitter"), State("drug", "mg/L"))}, "state volume: unknown unit 'millilitter'"),
+        ({"inputs": (Input("infusion", "mg/L/day", ("drug",), "mg"),)}, "input infusion: mg over day is no rate in mg/L/day"),
+        ({"signals": (Signal("size", "mL"),)}, "observe must return a Reading for each of the signals size"),
+        ({"states": (State("volume", "mL", noise=True), State("drug", "mg/L"))}, "states declared with noise"),
+    ],
+)
+def test_declarations_are_checked(changes, message):
+    with pytest.raises(ModelError, match=re.escape(message)):
+        trace(type("Wrong", (Tumour,), changes)())
 
 
 @pytest.mark.parametrize(
@@ -41,17 +106,22 @@ def test_rates_must_be_those_of_the_states(rates, message):
         trace(Wrong())
 
 
-def test_noise_must_be_declared():
+def test_an_input_that_acts_at_once_must_not_depend_on_the_state():
     class Wrong(Tumour):
-        states = (State("volume", "mL", noise=True), State("drug", "mg/L"))
+        def dynamics(self, x, u, p, c):
+            return {"volume": 0, "drug": u.infusion * maximum(x.volume / quantity(1, "mL"), 1)}
 
-    with pytest.raises(ModelError, match="states declared with noise"):
+    with pytest.raises(ModelError, match="acts at once .spread 0. must add to drug whatever the state"):
         trace(Wrong())
 
 
 def test_a_prior_must_be_proper():
     with pytest.raises(ModelError, match="prior sd"):
         Parameter("rate", "1/day", 1.0, 0.0, "")
+    with pytest.raises(ModelError, match="range of logit"):
+        Parameter("share", "", 1.5, 0.5, "", transform="logit")
+    with pytest.raises(ModelError, match="level 'person'"):
+        Parameter("rate", "1/day", 1.0, 0.5, "", level="person")
 
 
 def test_unknown_models_are_named():

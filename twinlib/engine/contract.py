@@ -1,17 +1,30 @@
-"""What a twin model declares: states, parameters, inputs, the observed signal and plain Python functions for its equations.
+"""What a twin model declares: states, parameters, inputs, observed signals, and plain Python functions for its equations.
 
-A model is a subclass of `Model` with class attributes and five short methods. The methods receive namespaces (`x.glucose`,
-`p.insulin_sensitivity`, `u.insulin`, `c.body_weight`) and are called once, with SymPy symbols, when the model is traced.
+A model is a subclass of `Model` with class attributes and a few short methods. The methods receive namespaces (`x.glucose`,
+`p.insulin_sensitivity`, `u.insulin`, `c.body_weight`) whose members carry their units, and are called once, with symbols, when the model
+is traced. Numbers in equations get a unit by `quantity(0.026, "1/min")`; functions are those of `expressions`.
 """
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+import pint
+from scipy.special import expit, logit
 
 from twinlib.errors import ConfigError
+from twinlib.units import factor, quantity
+
+__all__ = [
+    "Constant", "Input", "Model", "ModelError", "Parameter", "Reading", "Signal", "State",
+    "additive", "combined", "log_normal", "proportional", "quantity", "student_t",
+]
+
+TRANSFORMS = ("log", "identity", "logit")
+LEVELS = ("population", "patient", "occasion")
 
 
 class ModelError(ConfigError):
@@ -29,70 +42,136 @@ class State:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A fitted parameter with a log-normal (`log`) or normal (`identity`) prior: median, and SD on the transformed scale."""
+    """A parameter whose prior is normal on the transformed scale (log, identity, logit): median, and SD on that scale.
+
+    level: `patient` and `occasion` (it differs between a patient's episodes) are fitted; `population` is the same number for everybody.
+    """
 
     name: str
     unit: str
     median: float
     sd: float
     source: str
-    transform: str = "log"
+    transform: Literal["log", "identity", "logit"] = "log"
+    level: Literal["population", "patient", "occasion"] = "patient"
 
     def __post_init__(self):
-        if self.transform not in ("log", "identity"):
-            raise ModelError(f"parameter {self.name}: transform {self.transform!r} is not one of log, identity")
-        if not self.sd > 0 or (self.transform == "log" and not self.median > 0):
-            raise ModelError(f"parameter {self.name}: prior sd must be positive, and the median too where the transform is log")
+        if self.transform not in TRANSFORMS:
+            raise ModelError(f"parameter {self.name}: transform {self.transform!r} is not one of {', '.join(TRANSFORMS)}")
+        if self.level not in LEVELS:
+            raise ModelError(f"parameter {self.name}: level {self.level!r} is not one of {', '.join(LEVELS)}")
+        inside = {"log": self.median > 0, "logit": 0 < self.median < 1, "identity": np.isfinite(self.median)}[self.transform]
+        if not self.sd > 0 or not inside:
+            raise ModelError(f"parameter {self.name}: prior sd must be positive, and the median within the range of {self.transform}")
 
     @property
     def prior_mean(self) -> float:
         """Prior mean on the transformed scale."""
-        return float(np.log(self.median)) if self.transform == "log" else self.median
+        return float({"log": np.log, "logit": logit, "identity": float}[self.transform](self.median))
+
+    def natural(self, theta):
+        """The transformed value(s) `theta` on the natural scale."""
+        return {"log": np.exp, "logit": expit, "identity": np.asarray}[self.transform](theta)
+
+    def slope(self, natural):
+        """Derivative of the natural value by the transformed one, at the natural value(s)."""
+        return {"log": natural, "logit": natural * (1 - natural), "identity": np.ones_like(natural)}[self.transform]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A number per patient that the equations call `c.<name>` (see `Model.patient_constants`)."""
+
+    name: str
+    unit: str
 
 
 @dataclass(frozen=True)
 class Input:
-    """A rate that drives the dynamics: timeline events by agent, spread over at least `spread_minutes`.
+    """What drives the dynamics: timeline events by agent, as a rate in `unit`.
 
-    `factor` converts the agent's canonical unit into the rate's numerator (U to mU: 1000); `per_weight` divides by body weight.
+    An event lasts as long as it says, or at least `spread` (the model's time unit). With spread 0 an event without duration acts at once:
+    the states jump by what the rate would add. `amount` is the unit of the agents' amounts; `per_weight` divides by body weight (kg).
     """
 
     name: str
     unit: str
     agents: tuple[str, ...]
-    factor: float = 1.0
-    spread_minutes: float = 1.0
+    amount: str
+    spread: float = 0.0
     per_weight: bool = False
 
 
 @dataclass(frozen=True)
 class Signal:
-    """The observed signal on the regular grid."""
+    """An observed signal. A reading at or beyond `lower` or `upper` (in `unit`) only says that the value lies beyond: it is censored."""
 
     name: str
     unit: str
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a signal's reading is: a value, and the SD of its error (in the signal's unit; dimensionless on the log scale).
+
+    degrees: of freedom of a Student t error; none = normal.
+    """
+
+    value: object
+    sd: object
+    degrees: float | None = None
+    scale: Literal["identity", "log"] = "identity"
+
+
+def additive(value, sd) -> Reading:
+    """Normal error of constant SD."""
+    return Reading(value, sd)
+
+
+def proportional(value, cv: float) -> Reading:
+    """Normal error with an SD of `cv` times the value."""
+    return Reading(value, cv * value)
+
+
+def combined(value, sd, cv: float) -> Reading:
+    """Normal error with variance sd^2 + (cv*value)^2."""
+    return Reading(value, (sd**2 + (cv * value) ** 2) ** 0.5)
+
+
+def log_normal(value, sd: float) -> Reading:
+    """Error that is normal on the log scale; the readings must be positive."""
+    return Reading(value, sd, scale="log")
+
+
+def student_t(value, sd, degrees: float) -> Reading:
+    """Student t error with scale `sd`: robust against outliers. Exact without process noise; a robust filter (see docs) with it."""
+    return Reading(value, sd, degrees)
 
 
 class Model:
     """Base of all twin models; see `twinlib/models/glucose_insulin.py` for an example.
 
-    Methods (namespaces in, expressions out):
-      dynamics(x, u, p, c) -> {state: derivative per minute}
+    Methods (namespaces in, quantities out):
+      dynamics(x, u, p, c) -> {state: derivative}
       initial(p, c) -> {state: value}; initial_variance(p, c) -> {state: variance} for states with uncertain start
-      noise(p, c) -> {state: intensity of the white noise that drives it, variance per minute}
-      observe(x, p, c) -> expression in the signal's unit; error_variance(p, c) -> expression
-      constants(batch) -> {name: (patients,) array}: per-patient numbers that the equations call `c`
+      noise(p, c) -> {state: intensity of the white noise that drives it: variance per time}
+      observe(x, p, c) -> {signal: Reading}
+      patient_constants(batch) -> {name: (patients,) array in the declared unit}
+    `step` is the nominal step of the integration in `time_unit`; steps end at events and readings.
     """
 
     name: str
     version: str
     states: tuple[State, ...]
     parameters: tuple[Parameter, ...]
-    inputs: tuple[Input, ...]
-    signal: Signal
-    constant_names: tuple[str, ...] = ()
+    signals: tuple[Signal, ...]
+    inputs: tuple[Input, ...] = ()
+    constants: tuple[Constant, ...] = ()
     covariates: tuple[str, ...] = ()
-    input_minutes: float = 1.0  # inputs are constant over this interval; also the integration step
+    time_unit: str = "min"
+    step: float = 1.0
 
     def dynamics(self, x, u, p, c):
         raise NotImplementedError
@@ -109,10 +188,7 @@ class Model:
     def observe(self, x, p, c):
         raise NotImplementedError
 
-    def error_variance(self, p, c):
-        raise NotImplementedError
-
-    def constants(self, batch):
+    def patient_constants(self, batch):
         return {}
 
     @property
@@ -121,24 +197,52 @@ class Model:
         return tuple(dict.fromkeys(a for i in self.inputs for a in i.agents))
 
     @property
+    def fitted(self) -> tuple[Parameter, ...]:
+        """The parameters that a fit estimates, in order."""
+        return tuple(q for q in self.parameters if q.level != "population")
+
+    @property
     def prior_mean(self) -> np.ndarray:
-        """(parameters,) prior mean on the transformed scale."""
-        return np.array([q.prior_mean for q in self.parameters])
+        """(fitted,) prior mean on the transformed scale."""
+        return np.array([q.prior_mean for q in self.fitted])
 
     @property
     def prior_sd(self) -> np.ndarray:
-        """(parameters,) prior SD on the transformed scale."""
-        return np.array([q.sd for q in self.parameters])
+        """(fitted,) prior SD on the transformed scale."""
+        return np.array([q.sd for q in self.fitted])
+
+    def fitted_natural(self, theta: np.ndarray) -> np.ndarray:
+        """Transformed parameters (..., fitted) on their natural scale."""
+        return np.stack([q.natural(theta[..., j]) for j, q in enumerate(self.fitted)], axis=-1)
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
-        """Transformed parameters (..., parameters) on their natural scale."""
-        log = np.array([q.transform == "log" for q in self.parameters])
-        return np.where(log, np.exp(np.where(log, theta, 0.0)), theta)
+        """Transformed parameters (..., fitted) to all parameters (..., parameters) on their natural scale."""
+        columns = {q.name: q.natural(theta[..., j]) for j, q in enumerate(self.fitted)}
+        same = np.ones(theta.shape[:-1])
+        return np.stack([columns[q.name] if q.name in columns else q.median * same for q in self.parameters], axis=-1)
+
+    def minutes_per_unit(self) -> float:
+        """Length of the model's time unit."""
+        return factor(self.time_unit, "min")
+
+    def input_factor(self, i: Input) -> float:
+        """Amount of the agent (per kg of body weight where it says so) -> the input's unit times the model's time unit.
+
+        Raises ModelError where the units do not convert.
+        """
+        try:
+            amount = quantity(1.0, i.amount) / quantity(1.0, "kg" if i.per_weight else "")
+            return float((amount / quantity(1.0, self.time_unit)).to(i.unit).magnitude)
+        except pint.errors.PintError as e:
+            per = " per kg" if i.per_weight else ""
+            raise ModelError(f"model {self.name}: input {i.name}: {i.amount}{per} over {self.time_unit} is no rate in {i.unit}: {e}") from None
 
 
-def where_defined(function) -> str:
-    """file:line of a model's method, for error messages."""
+def where_defined(function, key: str | None = None) -> str:
+    """file:line of a model's method (of the dictionary entry `key` in it, where it is a literal), for error messages."""
     try:
-        return f"{inspect.getsourcefile(function)}:{inspect.getsourcelines(function)[1]}"
+        lines, first = inspect.getsourcelines(function)
     except (OSError, TypeError):
         return getattr(function, "__qualname__", str(function))
+    at = next((n for n, text in enumerate(lines) if key is not None and (f'"{key}":' in text or f"'{key}':" in text)), 0)
+    return f"{inspect.getsourcefile(function)}:{first + at}"

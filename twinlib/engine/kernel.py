@@ -8,6 +8,8 @@ import importlib.util
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,10 @@ import numpy as np
 
 from twinlib.engine.codegen import generate
 from twinlib.engine.contract import Model
+from twinlib.engine.schedule import Schedule
 from twinlib.engine.trace import trace
+
+STEP = 1e-4  # of the copies, on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 
 
 @functools.lru_cache(maxsize=16)
@@ -41,68 +46,168 @@ def load(source: str):
     return module
 
 
+def _ranges(starts, counts) -> np.ndarray:
+    """The integers starts[i] .. starts[i]+counts[i], one range after the other."""
+    ends = np.cumsum(counts)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
+
+
 @dataclass(frozen=True)
 class Data:
-    """What the kernel reads of a batch of patients, C-contiguous float64.
+    """What the kernel reads of a batch of patients; patients may differ in everything. C-contiguous.
 
-    constants (rows, constants); inputs (rows, slots*intervals*inputs): rates per minute; readings (rows, slots), NaN = missing.
+    constants (rows, constants); slot_at (rows + 1,): the slots of row r are slot_at[r]..slot_at[r+1]; step_at (all slots + 1,): the
+    steps that lead up to a slot; lengths (all steps,), rates (all steps, inputs), doses (all steps, dosed inputs) at a step's start;
+    readings (all slots, signals), NaN = missing.
     """
 
     constants: np.ndarray
-    inputs: np.ndarray
+    slot_at: np.ndarray
+    step_at: np.ndarray
+    lengths: np.ndarray
+    rates: np.ndarray
+    doses: np.ndarray
     readings: np.ndarray
 
-    def take(self, rows) -> Data:
-        return Data(self.constants[rows], self.inputs[rows], self.readings[rows])
+    @classmethod
+    def of(cls, constants: np.ndarray, schedules: Sequence[Schedule], readings: Sequence[np.ndarray]) -> Data:
+        """From the patients' schedules and readings (slots, signals)."""
+        slots = np.cumsum([0] + [len(y) for y in readings])
+        steps = np.cumsum([0] + [len(s.lengths) for s in schedules])
+        ends = [s.ends + first for s, first in zip(schedules, steps)]
+        whole = lambda parts, shape: np.ascontiguousarray(np.concatenate(parts)) if parts else np.zeros(shape)  # noqa: E731
+        return cls(
+            np.ascontiguousarray(constants, np.float64), slots, np.concatenate([[0], *ends]).astype(np.int64),
+            whole([s.lengths for s in schedules], 0), whole([s.rates for s in schedules], (0, 0)), whole([s.doses for s in schedules], (0, 0)),
+            whole([np.asarray(y, np.float64) for y in readings], (0, 0)),
+        )
 
-    def with_inputs(self, inputs: np.ndarray) -> Data:
-        return Data(self.constants, inputs, self.readings)
+    def __len__(self) -> int:
+        return len(self.slot_at) - 1
+
+    @property
+    def slots(self) -> np.ndarray:
+        """(rows,) number of slots."""
+        return np.diff(self.slot_at)
+
+    def take(self, rows) -> Data:
+        """The data of these rows."""
+        slots = _ranges(self.slot_at[:-1][rows], self.slots[rows])
+        per_slot = np.diff(self.step_at)[slots]
+        steps = _ranges(self.step_at[:-1][slots], per_slot)
+        at = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
+        return Data(
+            self.constants[rows], at(self.slots[rows]), at(per_slot), self.lengths[steps], self.rates[steps], self.doses[steps], self.readings[slots]
+        )
+
+    def row(self, r: int) -> np.ndarray:
+        """(slots, signals) readings of row r."""
+        return self.readings[self.slot_at[r] : self.slot_at[r + 1]]
+
+    def counts(self) -> np.ndarray:
+        """(rows,) number of readings."""
+        total = np.concatenate([[0], np.cumsum((~np.isnan(self.readings)).sum(1))])
+        return np.diff(total[self.slot_at])
 
 
 class Kernel:
-    """Filter, smoother and simulator of one model. Pickles as text; the worker compiles it.
+    """Likelihood, derivatives, smoother and simulator of one model. Pickles as text; the worker compiles it.
 
-    `who` (lanes,) names the data row of each lane, `theta` (lanes, parameters) is on the natural scale. `halvings` halves the step.
+    `theta` (lanes, fitted) is on the transformed scale; `who` (lanes,) names the data row of each lane. What differs by slot comes as
+    (sum of the lanes' slots, ...), lane after lane.
     """
 
-    def __init__(self, model: Model, slot_minutes: float):
+    def __init__(self, model: Model):
+        self.model = model
         self.source = generate(trace(model))
         self.hash = hashlib.sha256(self.source.encode()).hexdigest()[:12]
-        self.interval = float(model.input_minutes)
-        self.intervals = int(round(slot_minutes / self.interval))
 
     @property
     def module(self):
         return load(self.source)
 
-    @staticmethod
-    def _lanes(theta, who):
-        return np.ascontiguousarray(theta, np.float64), np.ascontiguousarray(who, np.int64)
+    def compile(self) -> float:
+        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already)."""
+        began = time.monotonic()
+        p, c = len(self.model.fitted), len(self.model.constants)
+        count = len(self.model.inputs)
+        doses = sum(i.spread == 0 for i in self.model.inputs)
+        step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)))
+        data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
+        theta, who = np.tile(self.model.prior_mean, (1, 1)), np.zeros(1, int)
+        with np.errstate(all="ignore"):
+            self.innovations(theta, who, data)
+            for exact in {False, self.module.sensitive} if p else ():
+                self.derivatives(theta, who, data, exact)
+            self.simulate(theta, who, data, *self.smooth(theta, who, data))
+        return time.monotonic() - began
 
-    def filter(self, theta, who, data: Data, full: bool, halvings: int = 0):
-        """nll (lanes,), and innovations and their variances (lanes, slots) where `full` (else empty arrays)."""
-        theta, who = self._lanes(theta, who)
-        shape = (who.size, data.readings.shape[1]) if full else (0, 0)
+    @property
+    def nominal_step(self) -> float:
+        """Nominal step in the model's time unit; infinite where the propagator is exact."""
+        return np.inf if self.module.exact_step else self.model.step
+
+    @staticmethod
+    def _arrays(data: Data):
+        return data.constants, data.slot_at, data.step_at, data.lengths, data.rates, data.doses
+
+    @staticmethod
+    def _offsets(who, data: Data) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(data.slots[who])]).astype(np.int64)
+
+    def _natural(self, theta) -> np.ndarray:
+        return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
+
+    def likelihood(self, theta, who, data: Data) -> np.ndarray:
+        """(lanes,) minus log likelihood without the constant log(2 pi)/2 per reading."""
+        return self._likelihood(theta, who, data, full=False)[0]
+
+    def innovations(self, theta, who, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """What each reading adds to those before it: innovation and its variance (all slots, signals); 0 and 1 where none is."""
+        return self._likelihood(theta, who, data, full=True)[1:]
+
+    def _likelihood(self, theta, who, data, full, halvings=0):
+        who = np.ascontiguousarray(who, np.int64)
+        to = self._offsets(who, data)
+        shape = (to[-1], data.readings.shape[1]) if full else (0, 0)
         e, v, nll = np.empty(shape), np.empty(shape), np.empty(who.size)
-        self.module.filter_lanes(
-            theta, who, data.constants, data.inputs, data.readings, self.intervals, self.interval, 2**halvings, full, e, v, nll
-        )
+        self.module.likelihood_lanes(self._natural(theta), who, *self._arrays(data), data.readings, 2**halvings, full, to, e, v, nll)
         return nll, e, v
 
-    def smooth(self, theta, who, data: Data):
-        """Smoothed noise (lanes, slots, noisy states) and smoothed initial noisy states (lanes, noisy states)."""
-        theta, who = self._lanes(theta, who)
-        m = self.module
-        noise = np.empty((who.size, data.readings.shape[1], m.noisy_count))
-        start = np.empty((who.size, m.noisy_count))
-        m.smooth_lanes(theta, who, data.constants, data.inputs, data.readings, self.intervals, self.interval, 1, noise, start)
+    def derivatives(self, theta, who, data: Data, exact: bool | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Minus log likelihood (lanes,), its gradient (lanes, fitted) and expected Hessian (lanes, fitted, fitted) by theta.
+
+        exact: by traced sensitivities, which models without process noise have; by copies of the parameters otherwise. None: the better.
+        """
+        theta, who = np.asarray(theta, np.float64), np.ascontiguousarray(who, np.int64)
+        n, p = theta.shape
+        nll, g, h = np.empty(n), np.empty((n, p)), np.empty((n, p, p))
+        if self.module.sensitive if exact is None else exact:
+            natural = self._natural(theta)
+            self.module.sensitive_lanes(natural, who, *self._arrays(data), data.readings, nll, g, h)
+            fitted = self.model.fitted_natural(theta)
+            slope = np.stack([q.slope(fitted[:, j]) for j, q in enumerate(self.model.fitted)], axis=1)
+            g *= slope
+            h *= slope[:, :, None] * slope[:, None, :]
+        else:
+            copies = np.repeat(theta[:, None], 1 + p, axis=1)
+            copies[:, 1 + np.arange(p), np.arange(p)] += STEP
+            self.module.copies_lanes(self._natural(copies), who, *self._arrays(data), data.readings, STEP, nll, g, h)
+        return nll, g, h
+
+    def smooth(self, theta, who, data: Data) -> tuple[np.ndarray, np.ndarray]:
+        """Smoothed noise (all slots, noisy states) and smoothed initial noisy states (lanes, noisy states)."""
+        who, m = np.ascontiguousarray(who, np.int64), self.module
+        to = self._offsets(who, data)
+        noise, start = np.zeros((to[-1], m.noisy_count)), np.zeros((who.size, m.noisy_count))
+        if m.noisy_count:
+            m.smooth_lanes(self._natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
         return noise, start
 
-    def simulate(self, theta, who, data: Data, noise, start, halvings: int = 0):
-        """The signal (lanes, slots) at the end of each slot under the given noise and start."""
-        theta, who = self._lanes(theta, who)
-        out = np.empty((who.size, data.readings.shape[1]))
-        self.module.simulate_lanes(
-            theta, who, data.constants, data.inputs, self.intervals, self.interval, 2**halvings, noise, start, out
-        )
+    def simulate(self, theta, who, data: Data, noise, start, halvings: int = 0) -> np.ndarray:
+        """The signals (all slots, signals) under the given noise and start; `halvings` halves the step."""
+        who = np.ascontiguousarray(who, np.int64)
+        to = self._offsets(who, data)
+        out = np.empty((to[-1], data.readings.shape[1]))
+        self.module.simulate_lanes(self._natural(theta), who, *self._arrays(data), 2**halvings, to, noise, start, out)
         return out

@@ -1,7 +1,7 @@
-"""Posterior modes of a batch of patients: Levenberg-Marquardt on the Kalman likelihood, every patient on its own path.
+"""Posterior modes of a batch of patients: Levenberg-Marquardt on the likelihood, every patient on its own path.
 
-The copies of a patient (its parameters, and one perturbed parameter each) are lanes of one kernel call; patients that have
-converged leave the batch. Nothing that is computed for one patient depends on which others are in the batch.
+All patients that are still on their way are lanes of one kernel call; those that have converged leave. Nothing that is computed for one
+patient depends on which others are in the batch.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import numpy as np
 from numba import njit
 
 from twinlib.engine.kernel import Data, Kernel
+from twinlib.engine.normal import Normal
 
-STEP = 1e-4  # forward difference on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 TOLERANCE = 1e-6  # predicted decrease of minus log posterior: 0.14 % of a posterior SD from the mode
 BOUND = 5.0  # prior SDs about the prior mean within which modes are sought
+LONGEST = 2.0  # prior SDs that one step may move a parameter
+GIVE_UP = 1e10  # damping at which there is no descent
+
+ON_THE_WAY, CONVERGED, NO_DESCENT, SINGULAR, NOT_FINITE = range(5)
+_STATUS = {
+    ON_THE_WAY: ("not_converged", "iteration_limit"), CONVERGED: ("converged", None), NO_DESCENT: ("not_converged", "no_descent"),
+    SINGULAR: ("failed", "singular_hessian"), NOT_FINITE: ("failed", "not_finite_at_start"),
+}
 
 
 @dataclass(frozen=True)
 class Modes:
-    """theta (patients, p) transformed; hessian (patients, p, p) of minus log posterior (Gauss-Newton); objective (patients,) minus
-    log posterior without constants; status and reason (patients,) text; iterations (patients,)."""
+    """theta (rows, p) transformed; hessian (rows, p, p) of minus log posterior (expected); objective (rows,) minus log posterior without
+    constants; status and reason (rows,) text; iterations (rows,)."""
 
     theta: np.ndarray
     hessian: np.ndarray
@@ -32,111 +40,123 @@ class Modes:
 
 
 @njit(cache=True, error_model="numpy")
-def normal_equations(E, V, copies, step, g, H):
-    """Gradient g (patients, p) and expected Hessian H (patients, p, p) of sum(e^2/s + log s)/2.
+def _descent(h, damping, g, step):
+    """step = -(h + damping*diag(h))^-1 g by Cholesky; False where that is not positive definite."""
+    p = g.size
+    c = np.empty((p, p))
+    for i in range(p):
+        for j in range(i + 1):
+            a = h[i, j] * (1.0 + damping) if i == j else h[i, j]
+            for k in range(j):
+                a -= c[i, k] * c[j, k]
+            if i == j:
+                if not a > 0.0:
+                    return False
+                c[i, i] = np.sqrt(a)
+            else:
+                c[i, j] = a / c[j, j]
+    for i in range(p):
+        a = -g[i]
+        for k in range(i):
+            a -= c[i, k] * step[k]
+        step[i] = a / c[i, i]
+    for i in range(p - 1, -1, -1):
+        for k in range(i + 1, p):
+            step[i] -= c[k, i] * step[k]
+        step[i] /= c[i, i]
+    return True
 
-    E, V (patients*copies, slots): innovations and variances; copy 0 is the base point, copy 1+j has parameter j moved by `step`.
-    """
-    p = copies - 1
-    de, dv = np.empty(p), np.empty(p)
-    for b in range(g.shape[0]):
-        base = b * copies
-        g[b] = 0.0
-        H[b] = 0.0
-        for k in range(E.shape[1]):
-            e, s = E[base, k], V[base, k]
-            for j in range(p):
-                de[j] = (E[base + 1 + j, k] - e) / step
-                dv[j] = (V[base + 1 + j, k] - s) / step
-                g[b, j] += (e * de[j] + 0.5 * dv[j] * (1.0 - e * e / s)) / s
-                for i in range(j + 1):
-                    H[b, j, i] += (de[i] * de[j] + 0.5 * dv[i] * dv[j] / s) / s
+
+@njit(cache=True, error_model="numpy")
+def _propose(rows, theta, g, h, damping, low, high, sd, trial, predicted, status):
+    """Next points of the patients `rows`; those that need none get their status."""
+    p = theta.shape[1]
+    step = np.empty(p)
+    for n in range(rows.size):
+        r = rows[n]
+        predicted[r] = np.nan
+        if not _descent(h[r], damping[r], g[r], step):
+            status[r] = SINGULAR if damping[r] > GIVE_UP else ON_THE_WAY
+            trial[r] = theta[r]
+            continue
+        longest = 0.0
         for j in range(p):
-            for i in range(j):
-                H[b, i, j] = H[b, j, i]
+            longest = max(longest, abs(step[j]) / sd[j])
+        share = min(1.0, LONGEST / longest) if longest > 0.0 else 1.0
+        decrease = 0.0
+        for j in range(p):
+            trial[r, j] = min(max(theta[r, j] + share * step[j], low[r, j]), high[r, j])
+            step[j] = trial[r, j] - theta[r, j]
+        for i in range(p):
+            decrease -= g[r, i] * step[i]
+            for j in range(p):
+                decrease -= 0.5 * step[i] * h[r, i, j] * step[j]
+        predicted[r] = decrease
+        if decrease < TOLERANCE * (1.0 + damping[r]):
+            status[r] = CONVERGED
 
 
-def _evaluate(kernel: Kernel, natural, data: Data, rows, theta, mean, sd):
-    """Objective, gradient and Hessian of minus log posterior at theta (rows.size, p)."""
-    n, p = theta.shape
-    copies = np.repeat(theta, 1 + p, axis=0).reshape(n, 1 + p, p)
-    copies[:, 1 + np.arange(p), np.arange(p)] += STEP
-    nll, e, v = kernel.filter(natural(copies.reshape(-1, p)), np.repeat(rows, 1 + p), data, full=True)
-    g, h = np.empty((n, p)), np.empty((n, p, p))
-    normal_equations(e, v, 1 + p, STEP, g, h)
-    z = (theta - mean) / sd
-    return nll[:: 1 + p] + 0.5 * (z * z).sum(1), g + z / sd, h + np.diag(1 / sd**2)
+@njit(cache=True, error_model="numpy")
+def _judge(rows, trial, f2, g2, h2, predicted, theta, f, g, h, damping, growth, status):
+    """Take or refuse the trial points (f2, g2, h2 in the order of `rows`); damping after Nielsen 1999."""
+    for n in range(rows.size):
+        r = rows[n]
+        fine = np.isfinite(f2[n]) and np.all(np.isfinite(g2[n])) and np.all(np.isfinite(h2[n])) and f2[n] < f[r]
+        if fine and predicted[r] > 0.0:
+            gain = (f[r] - f2[n]) / predicted[r]
+            theta[r], f[r], g[r], h[r] = trial[r], f2[n], g2[n], h2[n]
+            damping[r] = max(damping[r] * max(0.2, 1.0 - (2.0 * gain - 1.0) ** 3), 1e-9)
+            growth[r] = 2.0
+        else:
+            if damping[r] > GIVE_UP:
+                status[r] = NO_DESCENT
+            damping[r] *= growth[r]
+            growth[r] *= 2.0
 
 
-def _solve(h, damping, g):
-    """Damped Newton steps (n, p); NaN where the damped Hessian is not positive definite."""
-    a = h + damping[:, None, None] * (h * np.eye(h.shape[1]))
-    out = np.full_like(g, np.nan)
-    for i in range(len(a)):  # one by one: an indefinite matrix must not touch its neighbours
-        try:
-            c = np.linalg.cholesky(a[i])
-            out[i] = -np.linalg.solve(c.T, np.linalg.solve(c, g[i]))
-        except np.linalg.LinAlgError:
-            pass
-    return out
+def _evaluate(kernel: Kernel, data: Data, prior: Normal, rows, theta):
+    """Objective, gradient and Hessian of minus log posterior of the patients `rows` at theta (rows.size, p)."""
+    nll, g, h = kernel.derivatives(theta, rows, data)
+    part = prior.take(rows)
+    return nll + part.minus_log(theta), g + prior.pull(theta - part.mean), h + prior.precision
 
 
-def find(kernel: Kernel, natural, data: Data, mean, sd, starts: np.ndarray, maximum_iterations: int = 60) -> Modes:
-    """Modes of all rows of `data` from `starts` (patients, p), under the prior N(mean, diag(sd^2)) on the transformed scale.
+def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_iterations: int = 60) -> Modes:
+    """Modes of all rows of `data` from `starts` (rows, p), on the transformed scale, within BOUND prior SDs of the prior mean.
 
     Status is converged, not_converged or failed; a patient that fails leaves the others as they are.
     """
     n, p = starts.shape
     with np.errstate(all="ignore"):
-        theta = np.clip(starts, mean - BOUND * sd, mean + BOUND * sd)
-        f, g, h = _evaluate(kernel, natural, data, np.arange(n), theta, mean, sd)
-        status, reason = np.full(n, "", object), np.full(n, None, object)
+        low, high = prior.mean - BOUND * prior.sd, prior.mean + BOUND * prior.sd
+        theta = np.clip(starts, low, high)
+        f, g, h = _evaluate(kernel, data, prior, np.arange(n), theta)
         usable = np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
-        status[~usable], reason[~usable] = "failed", "not_finite_at_start"
-        lam, nu, iterations = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n, np.int32)
+        status = np.where(usable, ON_THE_WAY, NOT_FINITE)
+        damping, growth, iterations = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n, np.int32)
+        trial, predicted = np.empty_like(theta), np.empty(n)
         for _ in range(maximum_iterations):
-            rows = np.flatnonzero(status == "")
+            rows = np.flatnonzero(status == ON_THE_WAY)
+            _propose(rows, theta, g, h, damping, low, high, prior.sd, trial, predicted, status)
+            rows = rows[status[rows] == ON_THE_WAY]
             if not rows.size:
                 break
-            step = _solve(h[rows], lam[rows], g[rows])
-            step *= np.minimum(1.0, 2.0 / np.max(np.abs(step) / sd, axis=1))[:, None]
-            trial = np.clip(theta[rows] + step, mean - BOUND * sd, mean + BOUND * sd)
-            step = trial - theta[rows]
-            predicted = -(g[rows] * step).sum(1) - 0.5 * np.einsum("ni,nij,nj->n", step, h[rows], step, optimize=False)
-            done = predicted < TOLERANCE * (1 + lam[rows])
-            status[rows[done]] = "converged"
-            lost = ~np.isfinite(predicted) & (lam[rows] > 1e10)
-            status[rows[lost]], reason[rows[lost]] = "failed", "singular_hessian"
-            go = ~done & ~lost
-            rows, trial, predicted = rows[go], trial[go], predicted[go]
-            if not rows.size:
-                continue
             iterations[rows] += 1
-            f2, g2, h2 = _evaluate(kernel, natural, data, rows, trial, mean, sd)
-            fine = np.isfinite(f2) & np.isfinite(g2).all(1) & np.isfinite(h2).all((1, 2)) & (f2 < f[rows])
-            gain = (f[rows] - f2) / predicted
-            up, down = rows[~fine], rows[fine]
-            theta[down], f[down], g[down], h[down] = trial[fine], f2[fine], g2[fine], h2[fine]
-            lam[down] *= np.maximum(1 / 5, 1 - (2 * gain[fine] - 1) ** 3)  # Nielsen 1999
-            lam[down], nu[down] = np.maximum(lam[down], 1e-9), 2.0
-            stuck = up[(lam[up] > 1e10)]
-            status[stuck], reason[stuck] = "not_converged", "no_descent"
-            lam[up] *= nu[up]
-            nu[up] *= 2
-        left = status == ""
-        status[left], reason[left] = "not_converged", "iteration_limit"
-    return Modes(theta, h, f, status, reason, iterations)
+            _judge(rows, trial, *_evaluate(kernel, data, prior, rows, trial[rows]), predicted, theta, f, g, h, damping, growth, status)
+    text, reason = (np.array([_STATUS[s][k] for s in status], object) for k in (0, 1))
+    return Modes(theta, h, f, text, reason, iterations)
 
 
-def find_from(kernel: Kernel, natural, data: Data, mean, sd, starts: list[np.ndarray], maximum_iterations: int) -> Modes:
-    """`find` from the first start for all, from the next ones for patients that have not converged; the best of each is kept."""
-    best = find(kernel, natural, data, mean, sd, starts[0], maximum_iterations)
+def find_from(kernel: Kernel, data: Data, prior: Normal, starts: list[np.ndarray], maximum_iterations: int, all_starts: bool = False) -> Modes:
+    """`find` from the first start for all, from the next ones for those that have not converged (or for all): the best of each is kept."""
+    best = find(kernel, data, prior, starts[0], maximum_iterations)
     for start in starts[1:]:
-        rows = np.flatnonzero(best.status != "converged")
+        rows = np.arange(len(data)) if all_starts else np.flatnonzero(best.status != "converged")
         if not rows.size:
             break
-        again = find(kernel, natural, data.take(rows), mean, sd, start[rows], maximum_iterations)
-        better = (again.status == "converged") | (again.objective < best.objective[rows])
+        again = find(kernel, data.take(rows), prior.take(rows), start[rows], maximum_iterations)
+        converged, was = again.status == "converged", best.status[rows] == "converged"
+        better = (converged & ~was) | ((converged == was) & (again.objective < best.objective[rows]))
         for name in Modes.__dataclass_fields__:
             getattr(best, name)[rows[better]] = getattr(again, name)[better]
     return best

@@ -6,22 +6,30 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from numba import njit
 from scipy.special import gammaincinv, gammaln, logsumexp, ndtri
 from scipy.stats import qmc
 
 from twinlib.engine.kernel import Data, Kernel
+from twinlib.engine.normal import Normal
 
 DEGREES = 7.0  # of freedom of the t proposal
 
 
+STAGES = (2, 1, 1, 1)  # share of the draws by stage of adaptation
+WIDER = 1.3  # of the Laplace covariance, for the first stage: it is too narrow more often than too wide
+LEAN = 2.0  # pseudo-draws per parameter with which the Laplace covariance enters the later stages
+
+
 @dataclass(frozen=True)
 class Posterior:
-    """Draws (rows, draws, p) on the transformed scale with normalised weights (rows, draws), log evidence and diagnostics (rows,)."""
+    """Draws (rows, draws, p) on the transformed scale with normalised weights (rows, draws), log evidence with its standard error and
+    diagnostics (rows,)."""
 
     draws: np.ndarray
     weights: np.ndarray
     log_evidence: np.ndarray
+    log_evidence_se: np.ndarray
     pareto_k: np.ndarray
     effective_draws: np.ndarray
 
@@ -35,9 +43,9 @@ def key(seed: int, *names: str) -> np.random.Generator:
 def uniforms(keys: list[tuple[str, ...]], seed: int, count: int, dimensions: int) -> np.ndarray:
     """Quasi-random numbers (rows, count, dimensions) in (0, 1): one Sobol set, rotated by a keyed shift per row.
 
-    Cranley & Patterson 1976. `count` should be a power of two.
+    Cranley & Patterson 1976.
     """
-    base = qmc.Sobol(dimensions, scramble=True, seed=0).random(count)
+    base = qmc.Sobol(dimensions, scramble=True, seed=0).random_base2(int(np.ceil(np.log2(max(count, 2)))))[:count]
     shifts = np.stack([key(seed, "draws", *k).random(dimensions) for k in keys])
     u = np.mod(base[None] + shifts[:, None], 1.0)
     return np.clip(u, 1e-12, 1 - 1e-12)
@@ -53,6 +61,23 @@ def covariance(hessian: np.ndarray) -> np.ndarray:
         except np.linalg.LinAlgError:
             pass
     return out
+
+
+@njit(cache=True, error_model="numpy")
+def _squared_distance(root, off, out):
+    """|root^-1 off|^2 for lower triangular roots (rows, p, p) and offsets (rows, count, p)."""
+    n, count, p = off.shape
+    z = np.empty(p)
+    for r in range(n):
+        for k in range(count):
+            total = 0.0
+            for i in range(p):
+                a = off[r, k, i]
+                for j in range(i):
+                    a -= root[r, i, j] * z[j]
+                z[i] = a / root[r, i, i]
+                total += z[i] * z[i]
+            out[r, k] = total
 
 
 class Proposal:
@@ -71,64 +96,73 @@ class Proposal:
 
     def log_density(self, draws: np.ndarray) -> np.ndarray:
         """(rows, count)."""
-        off = draws - self.centre[:, None]
-        z = np.stack([solve_triangular(r, o.T, lower=True).T for r, o in zip(self.root, off)])
-        p = draws.shape[-1]
-        return self.constant[:, None] - 0.5 * (DEGREES + p) * np.log1p((z * z).sum(-1) / DEGREES)
+        distance = np.empty(draws.shape[:2])
+        _squared_distance(self.root, draws - self.centre[:, None], distance)
+        return self.constant[:, None] - 0.5 * (DEGREES + draws.shape[-1]) * np.log1p(distance / DEGREES)
 
 
-def _adapted(draws, ratio, cov) -> tuple[np.ndarray, np.ndarray]:
+def _adapted(draws, weights, cov) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale of the next proposal from weighted draws, leaning on `cov` where few draws carry the weight."""
-    w = np.exp(ratio - logsumexp(ratio, axis=1)[:, None])
-    centre = np.einsum("nk,nkp->np", w, draws, optimize=False)
+    centre = np.einsum("nk,nkp->np", weights, draws, optimize=False)
     off = draws - centre[:, None]
-    moment = np.einsum("nk,nkp,nkq->npq", w, off, off, optimize=False)
-    share = (1.0 / (w * w).sum(1))[:, None, None]
-    p = draws.shape[-1]
-    return centre, (share * moment + p * cov) / (share + p)
+    moment = np.einsum("nk,nkp,nkq->npq", weights, off, off, optimize=False)
+    effective = (1.0 / (weights * weights).sum(1))[:, None, None]
+    lean = LEAN * draws.shape[-1]
+    return centre, (effective * moment + lean * cov) / (effective + lean)
 
 
-def sample(kernel: Kernel, natural, data: Data, mean, sd, theta, cov, keys, seed: int, count: int) -> Posterior:
-    """Adaptive importance sampling of every row of `data` about its mode; the draws are lanes of one kernel call per row.
+def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: int, count: int) -> Posterior:
+    """Adaptive importance sampling of every row of `data` about its mode; all draws of all rows are lanes of the kernel's calls.
 
-    Half of the `count` draws come from a t at the mode with the Laplace covariance, half from a t with the moments that the first
-    half found; all are weighted against the mixture of both (deterministic mixture, Owen & Zhou 2000). A row whose draws all
-    fail has NaN evidence, infinite pareto_k and equal weights.
+    The `count` draws come in stages: the first from a t at the mode with the Laplace covariance, each later one from a t with the moments
+    found so far; all are weighted against the mixture of all proposals (Cornuet et al. 2012; deterministic mixture, Owen & Zhou
+    2000). A row whose draws all fail has NaN evidence, infinite pareto_k and equal weights.
     """
     n, p = theta.shape
-    half = count // 2
-    readings = (~np.isnan(data.readings)).sum(1)
+    constant = prior.log_constant - 0.5 * data.counts()[:, None] * np.log(2 * np.pi)
 
     def log_posterior(draws):
-        nll = np.empty(draws.shape[:2])
-        for i in range(n):
-            nll[i], _, _ = kernel.filter(natural(draws[i]), np.full(draws.shape[1], i), data, full=False)
-        z = (draws - mean) / sd
-        out = -nll - 0.5 * readings[:, None] * np.log(2 * np.pi)
-        out += -0.5 * (z * z).sum(-1) - np.log(sd).sum() - 0.5 * p * np.log(2 * np.pi)
+        k = draws.shape[1]
+        nll = kernel.likelihood(draws.reshape(-1, p), np.repeat(np.arange(n), k), data).reshape(n, k)
+        out = constant - nll - prior.minus_log(draws)
         return np.where(np.isfinite(out), out, -np.inf)
 
-    u = uniforms(keys, seed, 2 * half, p + 1)
+    ends = np.cumsum(STAGES) * count // sum(STAGES)
+    u = uniforms(keys, seed, int(ends[-1]), p + 1)
+    draws, target, mixture = np.empty((n, 0, p)), np.empty((n, 0)), np.empty((n, 0))
+    proposals: list[tuple[int, Proposal]] = []
+    centre, scale, begin = theta, WIDER * cov, 0
     with np.errstate(all="ignore"):
-        first = Proposal(theta, cov)
-        one = first.draw(u[:, :half])
-        target_one = log_posterior(one)
-        ratio_one = target_one - first.log_density(one)
-        dead = ~np.isfinite(logsumexp(ratio_one, axis=1))
-        ratio_one[dead] = 0.0
-        second = Proposal(*_adapted(one, ratio_one, cov))
-        two = second.draw(u[:, half:])
-        draws = np.concatenate([one, two], axis=1)
-        target = np.concatenate([target_one, log_posterior(two)], axis=1)
-        mixture = np.logaddexp(first.log_density(draws), second.log_density(draws)) - np.log(2)
-        ratio = target - mixture
-        total = logsumexp(ratio, axis=1)
-        weights = np.exp(ratio - total[:, None])
-    dead |= ~np.isfinite(total)
-    weights[dead] = 1.0 / weights.shape[1]
+        for end in ends:
+            proposal = Proposal(centre, scale)
+            fresh = proposal.draw(u[:, begin:end])
+            seen = np.full((n, end - begin), -np.inf)  # density of the fresh draws under the earlier proposals
+            for size, earlier in proposals:
+                seen = np.logaddexp(seen, np.log(size) + earlier.log_density(fresh))
+            draws, target = np.concatenate([draws, fresh], 1), np.concatenate([target, log_posterior(fresh)], 1)
+            mixture = np.logaddexp(np.concatenate([mixture, seen], 1), np.log(end - begin) + proposal.log_density(draws))
+            proposals.append((end - begin, proposal))
+            ratio = target - mixture + np.log(end)
+            total = logsumexp(ratio, axis=1)
+            dead = ~np.isfinite(total)
+            weights = np.where(dead[:, None], 1.0 / end, np.exp(ratio - total[:, None]))
+            centre, scale = _adapted(draws, weights, cov)
+            begin = end
     pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
-    evidence = np.where(dead, np.nan, total - np.log(weights.shape[1]))
-    return Posterior(draws, weights, evidence, pareto, 1.0 / (weights**2).sum(1))
+    effective = 1.0 / (weights**2).sum(1)
+    error = np.sqrt(np.maximum(1.0 / effective - 1.0 / begin, 0.0))  # delta method on the mean of the ratios
+    none = lambda x: np.where(dead, np.nan, x)  # noqa: E731
+    return Posterior(draws, weights, none(total - np.log(begin)), none(error), pareto, effective)
+
+
+def spectrum(posterior: Posterior, prior: Normal) -> np.ndarray:
+    """(rows, p) variances of the posterior along its principal directions in units of the prior, ascending: near 0 where the data
+    decide, near 1 where the prior does. The number well below 1 is what the data identify."""
+    root = np.linalg.inv(np.linalg.cholesky(prior.covariance))
+    centre = np.einsum("nk,nkp->np", posterior.weights, posterior.draws, optimize=False)
+    off = np.einsum("ij,nkj->nki", root, posterior.draws - centre[:, None], optimize=False)
+    moment = np.einsum("nk,nki,nkj->nij", posterior.weights, off, off, optimize=False)
+    return np.stack([np.linalg.eigvalsh(m) for m in moment])
 
 
 def resample(posterior: Posterior, keys, seed: int, count: int) -> np.ndarray:

@@ -1,216 +1,370 @@
 """The part of a generated module that is the same for every model: gathering lanes and running them through time."""
 
-TEMPLATE = '''"""Generated from the model {name} version {version}. Not edited by hand."""
+from string import Template
+
+TEMPLATE = Template('''"""Generated from the model $name version $version. Not edited by hand."""
 import math
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
-W = {W}
+W = $W
+LOG_2PI = 1.8378770664093453
 # contract, reassoc, arcp and nsz only: NaN marks a missing reading, so nnan and ninf must stay off
-LANE = dict(fastmath={{"contract", "reassoc", "arcp", "nsz"}}, error_model="numpy", cache=True)
+LANE = dict(fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy", cache=True)
 LOOP = dict(error_model="numpy", cache=True, nogil=True)
+NOISY = $NOISY
+LOG = $LOG
+LIMITS = $LIMITS
+WEIGHTS = ($WEIGHTS)
+E_ROWS = $E
+V_ROWS = $V
+noisy_count = $NN
+sensitive = $SENSITIVE
+exact_step = $EXACT_STEP
+$functions
+
+@njit(**LOOP)
+def beyond(z):
+    """phi(z)/Phi(z) of the standard normal distribution, and -2 log Phi(z) - log(2 pi)."""
+    if z > -30.0:
+        below = 0.5*math.erfc(-z*0.7071067811865476)
+        return math.exp(-0.5*(z*z + LOG_2PI))/below, -2.0*math.log(below) - LOG_2PI
+    tail = 1.0 - 1.0/(z*z) + 3.0/(z*z*z*z)  # asymptotic series of Mills' ratio
+    return -z/tail, z*z + 2.0*math.log(-z/tail)
 
 
-@njit(**LANE)
-def init(S, step):
-{init}
+$parts
 
-
-@njit(**LANE)
-def begin_slot(S):
-{begin_slot}
-
-
-@njit(**LANE)
-def advance(S, U, o, h):
-    half = 0.5*h
-    sixth = h/6.0
-{step}
-
-
-@njit(**LANE)
-def plain_advance(S, U, o, h):
-    half = 0.5*h
-    sixth = h/6.0
-{plain_step}
-
-
-@njit(**LANE)
-def update(S, Y):
-{update}
-
-
-@njit(**LANE)
-def keep(S, T, o):
-{keep}
-
-
-@njit(**LANE)
-def backward(T, o, R, B):
-{backward}
-
-
-@njit(**LANE)
-def noise_in(S, B):
-{noise_in}
-
-
-@njit(**LANE)
-def start_out(S, R, B):
-{start_out}
-
-
-@njit(**LANE)
-def observe(S, B):
-{observe}
+@njit(**LOOP)
+def gather_parameters(S, P, C, l, i, row):
+    """Parameters of lane i and constants of its patient into place l."""
+    for k in range($NP):
+        S[$ROW_P + k*$W + l] = P[i, k]
+    for k in range($NC):
+        S[$ROW_C + k*$W + l] = C[row, k]
 
 
 @njit(**LOOP)
-def gather_parameters(S, P, who, C, first):
-    """Parameters and constants of lanes first.. into the workspace; padding lanes repeat the last one."""
-    for l in range({W}):
-        i = min(first + l, who.size - 1)
-        for k in range({NP}):
-            S[{ROW_P} + k*{W} + l] = P[i, k]
-        for k in range({NC}):
-            S[{ROW_C} + k*{W} + l] = C[who[i], k]
+def locate(where, begin, count, rows, k, slot_at, step_at):
+    """Slot k of every lane (-1 = beyond its last), its steps, and the largest number of steps."""
+    most = 0
+    for l in range($W):
+        i = slot_at[rows[l]] + k
+        if i < slot_at[rows[l] + 1]:
+            where[l] = i
+            begin[l] = step_at[i]
+            count[l] = step_at[i + 1] - step_at[i]
+            most = max(most, count[l])
+        else:
+            where[l] = -1
+            count[l] = 0
+    return most
 
 
 @njit(**LOOP)
-def gather_inputs(B, U, who, first, k, m):
-    """Inputs of slot k: m intervals x {NU} inputs."""
-    for l in range({W}):
-        r = who[min(first + l, who.size - 1)]
-        for j in range(m*{NU}):
-            B[j*{W} + l] = U[r, k*m*{NU} + j]
+def gather_step(B, begin, count, same, j, h, u, dose, share):
+    """Step j of the slot: length, rates and doses; nothing for lanes that have fewer steps. True where there is a dose."""
+    dosed = False
+    if same:
+        s = begin[0] + j
+        there = j < count[0]
+        for l in range($W):
+            B[l] = share*h[s] if there else 0.0
+        for i in range($NU):
+            v = u[s, i] if there else 0.0
+            for l in range($W):
+                B[(1 + i)*$W + l] = v
+        for i in range($ND):
+            v = dose[s, i] if there else 0.0
+            dosed = dosed or v != 0.0
+            for l in range($W):
+                B[(1 + $NU + i)*$W + l] = v
+        return dosed
+    for l in range($W):
+        if j < count[l]:
+            s = begin[l] + j
+            B[l] = share*h[s]
+            for i in range($NU):
+                B[(1 + i)*$W + l] = u[s, i]
+            for i in range($ND):
+                B[(1 + $NU + i)*$W + l] = dose[s, i]
+                dosed = dosed or dose[s, i] != 0.0
+        else:
+            for i in range(1 + $NU + $ND):
+                B[i*$W + l] = 0.0
+    return dosed
 
 
 @njit(**LOOP)
-def gather_reading(B, Y, who, first, k):
-    """Reading and weight (0 = missing) of slot k."""
-    for l in range({W}):
-        y = Y[who[min(first + l, who.size - 1)], k]
-        there = y == y
-        B[l] = y if there else 0.0
-        B[{W} + l] = 1.0 if there else 0.0
+def gather_readings(Y, where, y):
+    """Per signal and lane: value, weight (0 = missing) and code (-1, 1 = censored at the lower, upper limit). Returns how many there
+    are, and whether any is censored."""
+    seen = 0
+    special = False
+    for l in range($W):
+        i = where[l]
+        for m in range($NY):
+            v = y[i, m] if i >= 0 else np.nan
+            there = v == v
+            if there and not abs(v) < np.inf:
+                v = np.nan  # no reading, but no missing one either: the patient's likelihood is not finite
+            if there and LOG[m]:
+                v = math.log(v) if v > 0.0 else np.nan
+            code = 0.0
+            if v <= LIMITS[m][0]:
+                code = -1.0
+                v = LIMITS[m][0]
+            elif v >= LIMITS[m][1]:
+                code = 1.0
+                v = LIMITS[m][1]
+            Y[3*m*$W + l] = v if there else 0.0
+            Y[(3*m + 1)*$W + l] = 1.0 if there else 0.0
+            Y[(3*m + 2)*$W + l] = code if there else 0.0
+            seen += there
+            special = special or (there and code != 0.0)
+    return seen, special
 
 
 @njit(**LOOP)
-def filter_lanes(P, who, C, U, Y, m, dt, nsub, full, E, V, nll):
-    """P (lanes, {NP}) natural parameters; who (lanes,) row of C, U, Y; U (rows, slots*m*{NU}); Y (rows, slots).
+def prepare(rows, who, first):
+    """Data rows of the lanes first..; the last lane is repeated to fill up. The longest number of slots comes from `longest`."""
+    same = True
+    for l in range($W):
+        rows[l] = who[min(first + l, who.size - 1)]
+        same = same and rows[l] == rows[0]
+    return same
 
-    E, V (lanes, slots): innovation and its variance (0 and 1 where there is no reading), filled where `full`;
-    nll (lanes,): minus log-likelihood without the constant log(2 pi)/2 per reading.
+
+@njit(**LOOP)
+def longest(rows, slot_at):
+    n = 0
+    for l in range($W):
+        n = max(n, slot_at[rows[l] + 1] - slot_at[rows[l]])
+    return n
+
+
+@njit(**LOOP)
+def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nsub, full, to, E, V, nll):
+    """P (lanes, $NP) natural parameters; who (lanes,) data row of each lane; the rest as in kernel.Data.
+
+    nll (lanes,): minus log likelihood without the constant log(2 pi)/2 per reading; E, V (sum of the lanes' slots, $NY): innovation and
+    its variance (0 and 1 where there is no reading), filled where `full`, from row to[lane] on.
     """
-    n = Y.shape[1]
-    h = dt/nsub
-    S = np.zeros({SIZE})
-    UB = np.zeros(max(m*{NU}, 1)*{W})
-    YB = np.zeros(2*{W})
-    quad = np.zeros({W})
-    prod = np.ones({W})
-    logs = np.zeros({W})
-    for first in range(0, who.size, {W}):
-        gather_parameters(S, P, who, C, first)
-        init(S, m*dt)
-        quad[:] = 0.0
-        prod[:] = 1.0
-        logs[:] = 0.0
-        for k in range(n):
-            begin_slot(S)
-            if k > 0:
-                gather_inputs(UB, U, who, first, k - 1, m)
-                for j in range(m):
-                    for _ in range(nsub):
-                        advance(S, UB, j*{NU}*{W}, h)
-            gather_reading(YB, Y, who, first, k)
-            update(S, YB)
-            for l in range({W}):
-                e = S[{ROW_E} + l]
-                s = S[{ROW_S} + l]
-                quad[l] += e*e/s
-                prod[l] *= s
-            if k % 8 == 7 or k == n - 1:
-                for l in range({W}):
-                    logs[l] += math.log(prod[l])
-                    prod[l] = 1.0
+    S = np.zeros($SIZE)
+    B = np.zeros((1 + $NU + $ND)*$W)
+    Y = np.zeros(3*$NY*$W)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        for l in range($W):
+            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
+        init(S)
+        for k in range(longest(rows, slot_at)):
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0/nsub):
+                    jump(S, B)
+                for _ in range(nsub):
+                    advance(S, B)
+            seen, special = gather_readings(Y, where, y)
+            if seen:
+$update
             if full:
-                for l in range(min({W}, who.size - first)):
-                    E[first + l, k] = S[{ROW_E} + l]
-                    V[first + l, k] = S[{ROW_S} + l]
-        for l in range(min({W}, who.size - first)):
-            nll[first + l] = 0.5*(quad[l] + logs[l])
+                for l in range(min($W, who.size - first)):
+                    if where[l] >= 0:
+                        for m in range($NY):
+                            E[to[first + l] + k, m] = S[E_ROWS[m] + l] if seen else 0.0
+                            V[to[first + l] + k, m] = S[V_ROWS[m] + l] if seen else 1.0
+        for l in range(min($W, who.size - first)):
+            nll[first + l] = 0.5*S[$ELL + l]
+
+
+@njit(**LANE)
+def differences(C_, D, step, m):
+    """Forward differences of innovation and variance between the copies and the base point."""
+    for a in range($NF):
+        for l in range($W):
+            D[a*$W + l] = (C_[a + 1, E_ROWS[m] + l] - C_[0, E_ROWS[m] + l])/step
+            D[($NF + a)*$W + l] = (C_[a + 1, V_ROWS[m] + l] - C_[0, V_ROWS[m] + l])/step
+
+
+@njit(**LANE)
+def accumulate(S, D, G, m):
+    """The reading's part of the gradient and of the expected Hessian of minus log likelihood; D: derivatives of e and of s."""
+    slope, spread_slope, mean_curve, spread_curve, cross_curve = WEIGHTS[m]
+    at = $NF*$W
+    for a in range($NF):
+        for l in range($W):
+            G[a*$W + l] += S[slope + l]*D[a*$W + l]
+        if $SPREADS:
+            for l in range($W):
+                G[a*$W + l] += S[spread_slope + l]*D[($NF + a)*$W + l]
+        for b in range(a + 1):
+            for l in range($W):
+                G[at + l] += S[mean_curve + l]*D[a*$W + l]*D[b*$W + l]
+            if $SPREADS:
+                for l in range($W):
+                    G[at + l] += (
+                        S[spread_curve + l]*D[($NF + a)*$W + l]*D[($NF + b)*$W + l]
+                        - S[cross_curve + l]*(D[a*$W + l]*D[($NF + b)*$W + l] + D[b*$W + l]*D[($NF + a)*$W + l])
+                    )
+            at += $W
 
 
 @njit(**LOOP)
-def smooth_lanes(P, who, C, U, Y, m, dt, nsub, noise, start):
-    """noise (lanes, slots, {NN}): smoothed noise on the way to each slot; start (lanes, {NN}): smoothed initial noisy states."""
-    n = Y.shape[1]
-    h = dt/nsub
-    S = np.zeros({SIZE})
-    UB = np.zeros(max(m*{NU}, 1)*{W})
-    YB = np.zeros(2*{W})
-    T = np.zeros(n*{NT}*{W})
-    R = np.zeros({NN}*{W})
-    B = np.zeros(max({NN}, 1)*{W})
-    for first in range(0, who.size, {W}):
-        gather_parameters(S, P, who, C, first)
-        init(S, m*dt)
+def normal_out(S, G, first, size, nll, g, H):
+    """Minus log likelihood, gradient (rows, $NF) and Hessian (rows, $NF, $NF) of the lanes of one group."""
+    for l in range(min($W, size - first)):
+        nll[first + l] = 0.5*S[$ELL + l]
+        at = $NF*$W
+        for a in range($NF):
+            g[first + l, a] = G[a*$W + l]
+            for b in range(a + 1):
+                H[first + l, a, b] = G[at + l]
+                H[first + l, b, a] = G[at + l]
+                at += $W
+
+
+@njit(**LOOP)
+def copies_lanes(P, who, C, slot_at, step_at, h, u, dose, y, step, nll, g, H):
+    """Likelihood with derivatives by copies: P (rows, 1 + $NF, $NP), copy 0 is the base point, copy 1+j has parameter j moved by `step`.
+
+    All copies of $W patients go through time together; memory does not grow with the number of slots.
+    """
+    copies = P.shape[1]
+    C_ = np.zeros((copies, $SIZE))
+    B = np.zeros((1 + $NU + $ND)*$W)
+    Y = np.zeros(3*$NY*$W)
+    D = np.zeros(2*$NF*$W)
+    G = np.zeros(($NF + $NF*($NF + 1)//2)*$W)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        for a in range(copies):
+            for l in range($W):
+                gather_parameters(C_[a], P[:, a], C, l, min(first + l, who.size - 1), rows[l])
+            init(C_[a])
+        G[:] = 0.0
+        for k in range(longest(rows, slot_at)):
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                dosed = gather_step(B, begin, count, same, j, h, u, dose, 1.0)
+                for a in range(copies):
+                    if dosed:
+                        jump(C_[a], B)
+                    advance(C_[a], B)
+            seen, special = gather_readings(Y, where, y)
+            if seen:
+$update_all
+        normal_out(C_[0], G, first, who.size, nll, g, H)
+
+
+@njit(**LOOP)
+def sensitive_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nll, g, H):
+    """Likelihood with exact derivatives by the natural fitted parameters, from traced sensitivities. P (rows, $NP)."""
+    S = np.zeros($SIZE)
+    B = np.zeros((1 + $NU + $ND)*$W)
+    Y = np.zeros(3*$NY*$W)
+    D = np.zeros(2*$NF*$W)
+    G = np.zeros(($NF + $NF*($NF + 1)//2)*$W)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        for l in range($W):
+            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
+        init(S)
+        G[:] = 0.0
+        for k in range(longest(rows, slot_at)):
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+                    jump(S, B)
+                advance_sensitive(S, B)
+            seen, special = gather_readings(Y, where, y)
+            if seen:
+                pass
+$update_sensitive
+        normal_out(S, G, first, who.size, nll, g, H)
+
+
+@njit(**LOOP)
+def smooth_lanes(P, who, C, slot_at, step_at, h, u, dose, y, to, noise, start):
+    """noise (sum of the lanes' slots, $NN): smoothed noise on the way to each slot; start (lanes, $NN): smoothed initial noisy states."""
+    S = np.zeros($SIZE)
+    B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
+    Y = np.zeros(3*$NY*$W)
+    R = np.zeros($NN*$W)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        for l in range($W):
+            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
+        init(S)
+        n = longest(rows, slot_at)
+        T = np.zeros(n*$NT*$W)
         for k in range(n):
             begin_slot(S)
-            if k > 0:
-                gather_inputs(UB, U, who, first, k - 1, m)
-                for j in range(m):
-                    for _ in range(nsub):
-                        advance(S, UB, j*{NU}*{W}, h)
-            gather_reading(YB, Y, who, first, k)
-            update(S, YB)
-            keep(S, T, k*{NT}*{W})
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+                    jump(S, B)
+                advance_map(S, B)
+            carry(S)
+            special = gather_readings(Y, where, y)[1]
+            if True:
+$update
+            keep(S, T, k*$NT*$W)
         R[:] = 0.0
         for k in range(n - 1, -1, -1):
-            backward(T, k*{NT}*{W}, R, B)
-            for l in range(min({W}, who.size - first)):
-                for a in range({NN}):
-                    noise[first + l, k, a] = B[a*{W} + l]
-        init(S, m*dt)
+            if True:
+$back
+            disturb(T, k*$NT*$W, R, B)
+            for l in range(min($W, who.size - first)):
+                if k < slot_at[rows[l] + 1] - slot_at[rows[l]]:
+                    for a in range($NN):
+                        noise[to[first + l] + k, a] = B[a*$W + l]
+        for l in range($W):
+            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
+        init(S)
         start_out(S, R, B)
-        for l in range(min({W}, who.size - first)):
-            for a in range({NN}):
-                start[first + l, a] = B[a*{W} + l]
-
-
-NOISY = {noisy_rows}
-noisy_count = {NN}
+        for l in range(min($W, who.size - first)):
+            for a in range($NN):
+                start[first + l, a] = B[a*$W + l]
 
 
 @njit(**LOOP)
-def simulate_lanes(P, who, C, U, m, dt, nsub, noise, start, out):
-    """Replay: noise (lanes, slots, {NN}) and start (lanes, {NN}) as smooth_lanes gives them; out (lanes, slots): the signal."""
-    n = out.shape[1]
-    h = dt/nsub
-    S = np.zeros({SIZE})
-    UB = np.zeros(max(m*{NU}, 1)*{W})
-    B = np.zeros(max({NN}, 1)*{W})
-    for first in range(0, who.size, {W}):
-        gather_parameters(S, P, who, C, first)
-        init(S, m*dt)
-        for l in range({W}):
+def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, start, out):
+    """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals."""
+    S = np.zeros($SIZE)
+    B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
+    Z = np.zeros($NY*$W)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        for l in range($W):
             i = min(first + l, who.size - 1)
-            for a in range({NN}):
-                S[NOISY[a] + l] = start[i, a]
-        for k in range(n):
-            if k > 0:
-                gather_inputs(UB, U, who, first, k - 1, m)
-                for j in range(m):
-                    for _ in range(nsub):
-                        plain_advance(S, UB, j*{NU}*{W}, h)
-                for l in range({W}):
-                    i = min(first + l, who.size - 1)
-                    for a in range({NN}):
-                        B[a*{W} + l] = noise[i, k, a]
-                noise_in(S, B)
-            observe(S, B)
-            for l in range(min({W}, who.size - first)):
-                out[first + l, k] = B[l]
-'''
+            gather_parameters(S, P, C, l, i, rows[l])
+        init(S)
+        for l in range($W):
+            for a in range($NN):
+                S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
+        for k in range(longest(rows, slot_at)):
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0/nsub):
+                    jump(S, B)
+                for _ in range(nsub):
+                    replay(S, B)
+            for l in range($W):
+                for a in range($NN):
+                    B[a*$W + l] = noise[to[min(first + l, who.size - 1)] + k, a] if where[l] >= 0 else 0.0
+            noise_in(S, B)
+            values(S, Z)
+            for l in range(min($W, who.size - first)):
+                if where[l] >= 0:
+                    for m in range($NY):
+                        out[to[first + l] + k, m] = Z[m*$W + l]
+''')

@@ -5,28 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import pint
-
 from twinlib.errors import ConfigError
 from twinlib.fusion.vocabulary import Affine, Quantity, Vocabulary
+from twinlib.units import registry
 
 _PER_TIME = ("h", "min", "d")
-
-
-@lru_cache(maxsize=1)
-def _registry() -> pint.UnitRegistry:
-    registry = pint.UnitRegistry(on_redefinition="ignore")
-    registry.define("international_unit = [international_unit] = U = IU")  # pint's own U is the enzyme unit
-    return registry
 
 
 @lru_cache(maxsize=1024)
 def _factor(unit: str, canonical: str, molar_mass: float | None) -> float:
     """How many `canonical` one `unit` is. Raises pint's errors."""
-    registry = _registry()
-    one, target = registry.Quantity(1.0, registry.parse_units(unit)), registry.parse_units(canonical)
+    units = registry()
+    one, target = units.Quantity(1.0, units.parse_units(unit)), units.parse_units(canonical)
     if molar_mass is not None and not one.is_compatible_with(target):
-        mass = registry.Quantity(molar_mass, "g/mol")
+        mass = units.Quantity(molar_mass, "g/mol")
         one = one * mass if (one * mass).is_compatible_with(target) else one / mass
     return float(one.to(target).magnitude)
 

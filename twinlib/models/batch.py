@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,23 +10,16 @@ from numba import njit
 
 from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Data
-from twinlib.models.timeline import Events, Inputs
+from twinlib.engine.schedule import Drive, build
+from twinlib.models.timeline import Events, Inputs, joined
 
 
-@njit(cache=True, error_model="numpy")
-def _spread(minutes, amounts, durations, least, interval, scale, out):
-    """Add events to rates per minute on a grid of `interval` minutes; what lies outside the grid is left out."""
-    n = out.size
-    for i in range(minutes.size):
-        duration = max(durations[i], least)
-        begin, end = minutes[i], minutes[i] + duration
-        rate = amounts[i] * scale / duration
-        first = max(int(np.floor(begin / interval)), 0)
-        last = min(int(np.ceil(end / interval)), n)
-        for k in range(first, last):
-            overlap = min(end, (k + 1) * interval) - max(begin, k * interval)
-            if overlap > 0:
-                out[k] += rate * overlap / interval
+@dataclass(frozen=True)
+class Series:
+    """Readings of one signal: minutes from the episode's start, increasing, and values in the signal's unit, NaN = missing."""
+
+    minutes: np.ndarray
+    values: np.ndarray
 
 
 @njit(cache=True)
@@ -43,16 +36,15 @@ def _total(minutes, amounts, durations, end):
 
 @dataclass(frozen=True)
 class Batch:
-    """Patient-episodes of equal length and grid.
+    """Patient-episodes; each may have its own length and instants.
 
-    ids: (patient_id, episode) per row; signal (rows, slots) in the signal's unit, NaN = missing; inputs: events by agent per row;
-    covariates: values by name per row; offsets (rows,): local time minus UTC at the start, minutes.
+    ids: (patient_id, episode) per row; minutes (rows,): length of the episode; signals: series by signal per row; inputs: events by agent
+    per row; covariates: values by name per row; offsets (rows,): local time minus UTC at the start, minutes.
     """
 
     ids: tuple[tuple[str, str], ...]
-    minutes: int
-    step: int
-    signal: np.ndarray
+    minutes: np.ndarray
+    signals: tuple[dict[str, Series], ...]
     inputs: tuple[Inputs, ...]
     covariates: tuple[dict[str, float], ...]
     offsets: np.ndarray
@@ -60,35 +52,57 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def total(self, agent: str, inputs: tuple[Inputs, ...] | None = None) -> np.ndarray:
+    def total(self, agent: str) -> np.ndarray:
         """(rows,) amount of an agent that falls into the episode, canonical unit."""
         none = Events.of([], [])
-        events = [i.get(agent, none) for i in (self.inputs if inputs is None else inputs)]
-        return np.array([_total(e.minutes, e.amounts, e.durations, float(self.minutes)) for e in events])
+        events = [i.get(agent, none) for i in self.inputs]
+        return np.array([_total(e.minutes, e.amounts, e.durations, float(m)) for e, m in zip(events, self.minutes)])
 
     def covariate(self, name: str) -> np.ndarray:
         """(rows,) values of a covariate."""
         return np.array([c[name] for c in self.covariates])
 
-    def rates(self, model: Model, inputs: tuple[Inputs, ...] | None = None) -> np.ndarray:
-        """(rows, intervals*inputs) rates per minute of the model's inputs, interval by interval."""
-        inputs = self.inputs if inputs is None else inputs
-        count = int(round(self.minutes / model.input_minutes))
-        out = np.zeros((len(inputs), len(model.inputs), count))
-        for row, (events, covariates) in enumerate(zip(inputs, self.covariates)):
-            for column, declared in enumerate(model.inputs):
-                scale = declared.factor / (covariates["body_weight"] if declared.per_weight else 1.0)
-                for agent in declared.agents:
-                    e = events.get(agent)
-                    if e is not None:
-                        _spread(e.minutes, e.amounts, e.durations, declared.spread_minutes, model.input_minutes, scale, out[row, column])
-        return np.ascontiguousarray(out.transpose(0, 2, 1)).reshape(len(inputs), -1)
+    def first(self, signal: str) -> np.ndarray:
+        """(rows,) the first reading of a signal, NaN where there is none."""
+        known = [s[signal].values[~np.isnan(s[signal].values)] if signal in s else () for s in self.signals]
+        return np.array([v[0] if len(v) else np.nan for v in known])
 
-    def data(self, model: Model) -> Data:
-        """The batch as the kernel reads it."""
-        constants = model.constants(self)
-        columns = np.column_stack([constants[n] for n in model.constant_names]) if model.constant_names else np.zeros((len(self), 0))
-        return Data(np.ascontiguousarray(columns, np.float64), self.rates(model), self.signal)
+    def row(self, i: int) -> Batch:
+        """The batch of row i alone."""
+        return Batch(
+            self.ids[i : i + 1], self.minutes[i : i + 1], self.signals[i : i + 1], self.inputs[i : i + 1], self.covariates[i : i + 1],
+            self.offsets[i : i + 1],
+        )
+
+    def with_inputs(self, inputs: tuple[Inputs, ...]) -> Batch:
+        """The same readings under other inputs."""
+        return replace(self, inputs=inputs)
+
+    def drives(self, model: Model, row: int) -> list[Drive]:
+        """The inputs of one row in the model's units."""
+        unit, out = model.minutes_per_unit(), []
+        for declared in model.inputs:
+            events = joined(self.inputs[row][a] for a in declared.agents if a in self.inputs[row])
+            scale = model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
+            out.append(Drive(events.minutes / unit, events.amounts * scale, events.durations / unit, declared.spread))
+        return out
+
+    def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:
+        """The batch as the kernel reads it. constants (rows, constants): those of the patients' own inputs, where the batch has others."""
+        unit = model.minutes_per_unit()
+        if constants is None:
+            values = model.patient_constants(self)
+            constants = np.column_stack([values[c.name] for c in model.constants]) if model.constants else np.zeros((len(self), 0))
+        schedules, readings = [], []
+        for row, signals in enumerate(self.signals):
+            series = [signals.get(s.name, Series(np.zeros(0), np.zeros(0))) for s in model.signals]
+            instants = series[0].minutes if len(series) == 1 else np.unique(np.concatenate([s.minutes for s in series]))
+            y = np.full((len(instants), len(series)), np.nan)
+            for m, s in enumerate(series):
+                y[np.searchsorted(instants, s.minutes), m] = s.values
+            schedules.append(build(instants / unit, self.drives(model, row), nominal_step))
+            readings.append(y)
+        return Data.of(constants, schedules, readings)
 
 
 def _nested(array: pa.ListArray):
@@ -96,40 +110,53 @@ def _nested(array: pa.ListArray):
     return array.offsets.to_numpy(), array.values
 
 
-def decode(table: pa.Table, model: Model) -> Batch:
-    """A batch from rows of the `timelines` table (all of one length and grid), in the rows' order."""
-    table = table.combine_chunks()
-    column = lambda name: table.column(name).chunk(0) if table.num_rows else table.column(name).combine_chunks()  # noqa: E731
-    minutes, step = column("minutes")[0].as_py(), column("step_minutes")[0].as_py()
-    if set(column("minutes").to_pylist()) != {minutes} or set(column("step_minutes").to_pylist()) != {step}:
-        raise ValueError("timelines of one batch must have one length and one grid")
+def _numbers(array: pa.Array) -> np.ndarray:
+    return array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
 
-    signal = np.full((table.num_rows, minutes // step), np.nan)
-    at, structs = _nested(column("signals"))
-    names, (value_at, values) = structs.field("signal").to_pylist(), _nested(structs.field("values"))
-    values = values.to_numpy(zero_copy_only=False)
-    for row in range(table.num_rows):
+
+def _signals(column, steps: np.ndarray) -> list[dict[str, Series]]:
+    at, structs = _nested(column)
+    names = structs.field("signal").to_pylist()
+    (value_at, values), (minute_at, minutes) = _nested(structs.field("values")), _nested(structs.field("minutes"))
+    values, minutes = _numbers(values), _numbers(minutes)
+    gridded = structs.field("minutes").is_null().to_numpy(zero_copy_only=False)
+    out = []
+    for row, step in enumerate(steps):
+        found = {}
         for k in range(at[row], at[row + 1]):
-            if names[k] == model.signal.name:
-                signal[row] = values[value_at[k] : value_at[k + 1]]
+            y = values[value_at[k] : value_at[k + 1]]
+            found[names[k]] = Series(np.arange(len(y)) * float(step) if gridded[k] else minutes[minute_at[k] : minute_at[k + 1]], y)
+        out.append(found)
+    return out
 
-    at, structs = _nested(column("inputs"))
+
+def _inputs(column, rows: int) -> list[Inputs]:
+    at, structs = _nested(column)
     names = structs.field("input").to_pylist()
-    fields = [(_nested(structs.field(f))) for f in ("minutes", "amounts", "durations", "labels")]
-    numbers = [v.to_numpy(zero_copy_only=False).astype(np.float64) for _, v in fields[:3]]
-    labels = fields[3][1].to_pylist()
-    inputs = []
-    for row in range(table.num_rows):
+    fields = [_nested(structs.field(f)) for f in ("minutes", "amounts", "durations", "labels")]
+    numbers, labels = [_numbers(v) for _, v in fields[:3]], fields[3][1].to_pylist()
+    out = []
+    for row in range(rows):
         found = {}
         for k in range(at[row], at[row + 1]):
             a, b = fields[0][0][k], fields[0][0][k + 1]
             text = labels[fields[3][0][k] : fields[3][0][k + 1]]
             found[names[k]] = Events.of(numbers[0][a:b], numbers[1][a:b], numbers[2][a:b], [t or "" for t in text])
-        inputs.append(found)
+        out.append(found)
+    return out
 
+
+def decode(table: pa.Table) -> Batch:
+    """A batch from rows of the `timelines` table, in the rows' order."""
+    table = table.combine_chunks()
+    column = lambda name: table.column(name).chunk(0) if table.num_rows else table.column(name).combine_chunks()  # noqa: E731
     at, structs = _nested(column("covariates"))
     names, numbers = structs.field("name").to_pylist(), structs.field("value").to_pylist()
-    covariates = tuple(dict(zip(names[at[r] : at[r + 1]], numbers[at[r] : at[r + 1]])) for r in range(table.num_rows))
-    ids = tuple(zip(column("patient_id").to_pylist(), column("episode").to_pylist()))
-    offsets = column("utc_offset_minutes").to_numpy(zero_copy_only=False)
-    return Batch(ids, minutes, step, np.ascontiguousarray(signal), tuple(inputs), covariates, offsets)
+    return Batch(
+        tuple(zip(column("patient_id").to_pylist(), column("episode").to_pylist())),
+        column("minutes").to_numpy(zero_copy_only=False).astype(np.float64),
+        tuple(_signals(column("signals"), column("step_minutes").to_numpy(zero_copy_only=False))),
+        tuple(_inputs(column("inputs"), table.num_rows)),
+        tuple(dict(zip(names[at[r] : at[r + 1]], numbers[at[r] : at[r + 1]])) for r in range(table.num_rows)),
+        column("utc_offset_minutes").to_numpy(zero_copy_only=False),
+    )

@@ -2,28 +2,29 @@
 
 Two-compartment subcutaneous insulin, plasma insulin, remote action and three-compartment meal absorption after Hovorka 2004 and
 ReplayBG (Cappon 2023), one glucose compartment with interstitial lag (Bergman 1979). The flux (unlogged meals, exercise, hormones)
-is an Ornstein-Uhlenbeck process in mg/dL/min that enters plasma glucose; the Kalman filter marginalises it.
+is an Ornstein-Uhlenbeck process that enters plasma glucose; the Kalman filter marginalises it.
 """
 
 import numpy as np
 
-from twinlib.engine.contract import Input, Model, Parameter, Signal, State
+from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
 
-KD = 0.026  # 1/min, first subcutaneous compartment to second (ReplayBG's population value)
-KE = 0.127  # 1/min, plasma insulin clearance
-VI = 0.126  # L/kg, insulin distribution volume
-VG = 1.45  # dL/kg, glucose distribution volume
-LAG = 7.0  # min, plasma to interstitial glucose
-P2 = 0.012  # 1/min, rate of remote insulin action
+KD = quantity(0.026, "1/min")  # first subcutaneous compartment to second (ReplayBG's population value)
+KE = quantity(0.127, "1/min")  # plasma insulin clearance
+VI = quantity(0.126, "L/kg")  # insulin distribution volume
+VG = quantity(1.45, "dL/kg")  # glucose distribution volume
+LAG = quantity(7.0, "min")  # plasma to interstitial glucose
+P2 = quantity(0.012, "1/min")  # rate of remote insulin action
 F = 0.9  # share of carbohydrate that appears as glucose
-SENSOR_SD = 5.0  # mg/dL, white error of a CGM reading
+SENSOR_SD = quantity(5.0, "mg/dL")  # white error of a CGM reading
+START_SD = quantity(20.0, "mg/dL")  # glucose at the start, about the first reading
 
 _PRIOR = "log-normal about ReplayBG's published values, widened (Cappon 2023)"
 
 
 class GlucoseInsulin(Model):
     name = "glucose_insulin"
-    version = "1"
+    version = "2"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"),
         State("insulin_action", "1/min"),
@@ -42,12 +43,13 @@ class GlucoseInsulin(Model):
         Parameter("flux_correlation_time", "min", 40.0, 0.6, "broad; whole-day fits to real CGM"),
     )
     inputs = (
-        Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), 1000.0, 1.0, per_weight=True),
-        Input("carbohydrate", "mg/kg/min", ("carbohydrate",), 1000.0, 15.0, per_weight=True),
+        Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), "U", per_weight=True),
+        Input("carbohydrate", "mg/kg/min", ("carbohydrate",), "g", spread=15.0, per_weight=True),
     )
-    signal = Signal("glucose", "mg/dL")
-    constant_names = ("basal_insulin", "first_glucose")
+    signals = (Signal("glucose", "mg/dL", lower=40.0, upper=400.0),)  # the limits of CGM sensors
+    constants = (Constant("basal_insulin", "mU/kg/min"), Constant("first_glucose", "mg/dL"))
     covariates = ("body_weight",)
+    step = 2.5  # min; largest change of the signal by halving it about 0.01 mg/dL
 
     def dynamics(self, x, u, p, c):
         basal_plasma = c.basal_insulin / (VI * KE)
@@ -75,22 +77,19 @@ class GlucoseInsulin(Model):
         }
 
     def initial_variance(self, p, c):
-        return {"glucose": 20.0**2, "interstitial_glucose": 20.0**2, "flux": p.flux_sd**2}
+        return {"glucose": START_SD**2, "interstitial_glucose": START_SD**2, "flux": p.flux_sd**2}
 
     def noise(self, p, c):
         return {"flux": 2 * p.flux_sd**2 / p.flux_correlation_time}  # gives the flux its stationary SD
 
     def observe(self, x, p, c):
-        return x.interstitial_glucose
+        return {"glucose": additive(x.interstitial_glucose, SENSOR_SD)}
 
-    def error_variance(self, p, c):
-        return SENSOR_SD**2
-
-    def constants(self, batch):
-        """Mean background insulin of the episode (mU/kg/min) and the first reading (mg/dL)."""
+    def patient_constants(self, batch):
+        """Mean background insulin of the episode and the first reading."""
         background = batch.total("insulin_basal") + batch.total("insulin_long_acting")
-        first = np.array([y[~np.isnan(y)][0] if not np.isnan(y).all() else np.nan for y in batch.signal])
-        return {"basal_insulin": 1000.0 * background / (batch.minutes * batch.covariate("body_weight")), "first_glucose": first}
+        minutes = batch.minutes * batch.covariate("body_weight")
+        return {"basal_insulin": 1000.0 * background / minutes, "first_glucose": batch.first("glucose")}
 
 
 MODEL = GlucoseInsulin()

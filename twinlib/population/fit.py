@@ -12,16 +12,19 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import ArrayType, StructField, StructType
+from scipy.special import ndtri
 
 from twinlib.config import FitConfig
 from twinlib.engine import mode, posterior
 from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
+from twinlib.engine.normal import Normal
 from twinlib.models.batch import Batch, decode
 from twinlib.population.priors import Prior
 from twinlib.tables.schemas import TWIN_PARAMETERS, TWINS
 
 LEVELS = np.array([0.05, 0.5, 0.95])
+RESCUES = 3  # further starts for a patient whose fit has not converged
 
 _SUMMARY = StructType([f for f in TWIN_PARAMETERS.schema.fields if f.name not in ("patient_id", "model", "episode")])
 
@@ -45,13 +48,11 @@ class Fitter:
 
     def fit(self, batch: Batch) -> list[dict]:
         """One dictionary of `twins` values (without identity and versions) per row of the batch."""
-        model, kernel, prior = self.model, self.kernel, self.prior
+        model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
-            data = batch.data(model)
-        start = np.tile(prior.mean, (len(batch), 1))
-        second = start.copy()
-        second[:, 0] -= prior.sd[0]
-        modes = mode.find_from(kernel, model.natural, data, prior.mean, prior.sd, [start, second], self.config.maximum_iterations)
+            data = batch.data(model, kernel.nominal_step)
+        prior = Normal.independent(self.prior.mean, self.prior.sd, len(batch))
+        modes = mode.find_from(kernel, data, prior, self._starts(batch), self.config.maximum_iterations, self.config.starts > 1)
         covariance = posterior.covariance(modes.hessian)
         broken = ~np.isfinite(covariance).all((1, 2)) & (modes.status == "converged")
         modes.status[broken], modes.reason[broken] = "failed", "singular_hessian"
@@ -60,62 +61,75 @@ class Fitter:
         rows = np.flatnonzero(modes.status == "converged")
         if not rows.size:
             return out
-        keys = [batch.ids[r] for r in rows]
-        part = data.take(rows)
+        keys, part, prior = [batch.ids[r] for r in rows], data.take(rows), prior.take(rows)
         theta, cov = modes.theta[rows], covariance[rows]
-        sampled = posterior.sample(
-            kernel, model.natural, part, prior.mean, prior.sd, theta, cov, keys, self.seed, self.config.importance_draws
-        )
+        sampled = posterior.sample(kernel, part, prior, theta, cov, keys, self.seed, self.config.importance_draws)
         draws = posterior.resample(sampled, keys, self.seed, self.config.draws)
-        check = self._check(theta, part)
+        spectrum = posterior.spectrum(sampled, prior)
+        summaries, check, readings = self._summaries(sampled, prior), self._check(theta, part), part.counts()
+        constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
         for a, r in enumerate(rows):
-            readings = int((~np.isnan(part.readings[a])).sum())
-            constant = 0.5 * readings * np.log(2 * np.pi) + np.log(prior.sd).sum() + 0.5 * theta.shape[1] * np.log(2 * np.pi)
             out[r] |= {
-                "n_observations": readings,
-                "parameters": [q.name for q in model.parameters],
+                "n_observations": int(readings[a]),
+                "parameters": [q.name for q in model.fitted],
                 "mode": theta[a].tolist(),
                 "covariance": cov[a].ravel().tolist(),
-                "log_posterior": float(-modes.objective[r] - constant),
+                "log_posterior": float(constant[a] - modes.objective[r]),
                 "log_evidence": float(sampled.log_evidence[a]),
+                "log_evidence_se": float(sampled.log_evidence_se[a]),
                 "pareto_k": float(sampled.pareto_k[a]),
                 "effective_draws": float(sampled.effective_draws[a]),
+                "spectrum": spectrum[a].tolist(),
                 "draws": draws[a].ravel().tolist(),
-                "summary": self._summary(sampled, a),
+                "summary": summaries[a],
             } | {name: float(values[a]) for name, values in check.items()}
         return out
 
-    def _check(self, theta: np.ndarray, data) -> dict[str, np.ndarray]:
-        """How well the twin at its mode follows the readings, and how exact the integration is."""
-        who = np.arange(len(theta))
-        natural = self.model.natural(theta)
-        _, e, _ = self.kernel.filter(natural, who, data, full=True)
-        noise, start = self.kernel.smooth(natural, who, data)
-        replay = self.kernel.simulate(natural, who, data, noise, start)
-        fine = self.kernel.simulate(natural, who, data, noise, start, halvings=1)
-        off = data.readings - replay
-        seen = ~np.isnan(data.readings)
-        count = seen.sum(1)
-        return {
-            "fit_rmse": np.sqrt(np.nansum(off**2, 1) / count),
-            "fit_mard_percent": 100.0 * np.nansum(np.abs(off) / data.readings, 1) / count,
-            "forecast_rmse": np.sqrt((e**2).sum(1) / count),
-            "numerical_error": np.abs(fine - replay).max(1),
-        }
+    def _starts(self, batch: Batch) -> list[np.ndarray]:
+        """The prior mean, then keyed draws of the prior (Sobol): for patients that have not converged, or for all where `starts` asks."""
+        count = max(self.config.starts - 1, RESCUES)
+        z = ndtri(posterior.uniforms([("start", *k) for k in batch.ids], self.seed, count, len(self.prior.mean)))
+        return [np.tile(self.prior.mean, (len(batch), 1)), *(self.prior.mean + self.prior.sd * z[:, s] for s in range(count))]
 
-    def _summary(self, sampled: posterior.Posterior, row: int) -> list[dict]:
-        draws, w = sampled.draws[row], sampled.weights[row]
-        natural = self.model.natural(draws)
-        mean = w @ natural
-        sd = np.sqrt(w @ (natural - mean) ** 2)
-        shrinkage = (w @ (draws - w @ draws) ** 2) / self.prior.sd**2
-        q05, q50, q95 = posterior.quantiles(natural.T, w[None], LEVELS)
-        return [
-            {
-                "parameter": q.name, "unit": q.unit, "mean": float(mean[j]), "sd": float(sd[j]), "q05": float(q05[j]), "q50": float(q50[j]),
-                "q95": float(q95[j]), "shrinkage": float(shrinkage[j]), "identified": bool(shrinkage[j] < 0.5),
+    def _check(self, theta: np.ndarray, data) -> dict[str, np.ndarray]:
+        """How well the twin at its mode follows the readings of the first signal, and how exact the integration is."""
+        who = np.arange(len(theta))
+        e, _ = self.kernel.innovations(theta, who, data)
+        noise, start = self.kernel.smooth(theta, who, data)
+        replay = self.kernel.simulate(theta, who, data, noise, start)
+        fine = self.kernel.simulate(theta, who, data, noise, start, halvings=1)
+        y, at = data.readings[:, 0], data.slot_at[:-1]
+        seen = ~np.isnan(y)
+        count = np.add.reduceat(seen, at)
+        mean = lambda x: np.add.reduceat(np.where(seen, x, 0.0), at) / count  # noqa: E731
+        with np.errstate(all="ignore"):
+            return {
+                "fit_rmse": np.sqrt(mean((y - replay[:, 0]) ** 2)),
+                "fit_mard_percent": 100.0 * mean(np.abs((y - replay[:, 0]) / y)),
+                "forecast_rmse": np.sqrt(mean(e[:, 0] ** 2)),
+                "numerical_error": np.maximum.reduceat(np.abs(fine[:, 0] - replay[:, 0]), at),
             }
-            for j, q in enumerate(self.model.parameters)
+
+    def _summaries(self, sampled: posterior.Posterior, prior: Normal) -> list[list[dict]]:
+        """What analysts read of every row: one dictionary per parameter."""
+        model, w = self.model, sampled.weights[:, None]
+        draws = sampled.draws.swapaxes(1, 2)
+        natural = np.ascontiguousarray(model.fitted_natural(sampled.draws).swapaxes(1, 2))
+        mean = (w * natural).sum(-1)
+        sd = np.sqrt((w * (natural - mean[..., None]) ** 2).sum(-1))
+        off = draws - (w * draws).sum(-1, keepdims=True)
+        shrinkage = (w * off**2).sum(-1) / prior.sd**2
+        q05, q50, q95 = posterior.quantiles(natural, w, LEVELS)
+        return [
+            [
+                {
+                    "parameter": q.name, "unit": q.unit, "mean": float(mean[a, j]), "sd": float(sd[a, j]), "q05": float(q05[a, j]),
+                    "q50": float(q50[a, j]), "q95": float(q95[a, j]), "shrinkage": float(shrinkage[a, j]),
+                    "identified": bool(shrinkage[a, j] < 0.5),
+                }
+                for j, q in enumerate(model.fitted)
+            ]
+            for a in range(len(mean))
         ]
 
     def run(self, table: pa.Table) -> list[dict]:
@@ -128,7 +142,7 @@ class Fitter:
         results: list[dict] = [{"status": "insufficient_data", "reason": r} for r in table.column("reason").to_pylist()]
         ready = [i for i, s in enumerate(status) if s == "ready"]
         try:
-            fitted = self.fit(decode(table.take(ready), self.model)) if ready else []
+            fitted = self.fit(decode(table.take(ready))) if ready else []
         except Exception as e:
             if len(ready) > 1:
                 fitted = [self.run(table.slice(i, 1))[0] for i in ready]

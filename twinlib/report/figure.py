@@ -29,15 +29,15 @@ def overview(folder: str, scenarios: str, path: str, scenario: str = "bolus_15_m
     line = tables.sql(f"SELECT * FROM timelines {where}", params=patient).to_arrow_table()
     name, draws = tables.execute(f"SELECT model, draws FROM twins {where}", patient).fetchall()[0]
     model = find(name)
-    batch = decode(line, model)
-    replay = Replay.abduct(Kernel(model, batch.step), model, batch, 0, np.array(draws).reshape(-1, len(model.parameters)))
+    replay = Replay.abduct(Kernel(model), decode(line), np.array(draws).reshape(-1, len(model.fitted)))
     edited = replay.counterfactual(next(s for s in load_scenarios(scenarios, model.agents) if s.name == scenario))
-    per_day = 1440 // batch.step
+    step = line.column("step_minutes")[0].as_py()
+    per_day = 1440 // step
     slots = slice(3 * per_day, 5 * per_day)
     figure, axes = plt.subplots(1, 2, figsize=(14, 4.2), width_ratios=(1, 1.5), layout="constrained")
     plot_effects(effects, "tir", axes[0])
-    hours = np.arange(batch.signal.shape[1])[slots] * batch.step / 60
-    plot_twin(hours, batch.signal[0, slots], replay.factual[:, slots], edited[:, slots], scenario.replace("_", " "), axes[1])
+    hours = np.arange(len(replay.readings))[slots] * step / 60
+    plot_twin(hours, replay.readings[slots], replay.factual[:, slots], edited[:, slots], scenario.replace("_", " "), axes[1])
     figure.savefig(path, dpi=110)
 
 

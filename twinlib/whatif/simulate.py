@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.models.batch import Batch, decode
 from twinlib.tables.schemas import OUTCOMES as OUTCOMES_TABLE
@@ -31,46 +30,46 @@ class Replay:
     """One patient-episode under its posterior draws: abducted noise, and the factual replay (draws, slots) in the signal's unit."""
 
     kernel: Kernel
-    model: Model
     batch: Batch
-    row: int
     data: Data
-    natural: np.ndarray
+    theta: np.ndarray
     noise: np.ndarray
     start: np.ndarray
     factual: np.ndarray
 
     @classmethod
-    def abduct(cls, kernel: Kernel, model: Model, batch: Batch, row: int, draws: np.ndarray) -> Replay:
-        """Abduct the noise of one row under `draws` (draws, parameters) on the transformed scale."""
-        data = batch.data(model).take([row])
-        natural, who = model.natural(draws), np.zeros(len(draws), int)
-        noise, start = kernel.smooth(natural, who, data)
-        return cls(kernel, model, batch, row, data, natural, noise, start, kernel.simulate(natural, who, data, noise, start))
+    def abduct(cls, kernel: Kernel, batch: Batch, draws: np.ndarray) -> Replay:
+        """Abduct the noise of a batch of one row under `draws` (draws, fitted) on the transformed scale."""
+        data = batch.data(kernel.model, kernel.nominal_step)
+        noise, start = kernel.smooth(draws, np.zeros(len(draws), int), data)
+        replay = cls(kernel, batch, data, draws, noise, start, np.empty(0))
+        return replace(replay, factual=replay._run(data))
+
+    def _run(self, data: Data) -> np.ndarray:
+        signals = self.kernel.simulate(self.theta, np.zeros(len(self.theta), int), data, self.noise, self.start)
+        return signals[:, 0].reshape(len(self.theta), -1)
+
+    @property
+    def readings(self) -> np.ndarray:
+        """(slots,) readings of the model's first signal."""
+        return self.data.readings[:, 0]
 
     def effect(self, scenario: Scenario) -> np.ndarray:
         """(draws, slots) counterfactual minus factual signal; exactly zero where the scenario changes nothing."""
-        edited = apply(scenario, self.batch.inputs[self.row], minutes=float(self.batch.minutes))
-        part = Batch(
-            self.batch.ids[self.row : self.row + 1], self.batch.minutes, self.batch.step, self.batch.signal[self.row : self.row + 1],
-            (edited,), self.batch.covariates[self.row : self.row + 1], self.batch.offsets[self.row : self.row + 1],
-        )
-        who = np.zeros(len(self.natural), int)
-        arm = self.kernel.simulate(self.natural, who, self.data.with_inputs(part.rates(self.model)), self.noise, self.start)
-        return arm - self.factual
+        edited = apply(scenario, self.batch.inputs[0], minutes=float(self.batch.minutes[0]))
+        arm = self.batch.with_inputs((edited,)).data(self.kernel.model, self.kernel.nominal_step, self.data.constants)
+        return self._run(arm) - self.factual
 
     def counterfactual(self, scenario: Scenario) -> np.ndarray:
         """(draws, slots) readings under the scenario, NaN where there was no reading."""
-        readings = self.data.readings[0]
         effect = self.effect(scenario)
-        return np.where(effect == 0, readings, np.maximum(readings + effect, np.minimum(readings, FLOOR)))
+        return np.where(effect == 0, self.readings, np.maximum(self.readings + effect, np.minimum(self.readings, FLOOR)))
 
 
 @dataclass(frozen=True)
 class Simulator:
     """Everything a worker needs to simulate a batch."""
 
-    model: Model
     kernel: Kernel
     scenarios: tuple[Scenario, ...]
     minimum_wear: float
@@ -84,14 +83,15 @@ class Simulator:
 
     def simulate(self, batch: Batch, row: int, draws: np.ndarray) -> list[dict]:
         """Outcome rows (without identity) of one patient-episode, all scenarios and outcomes."""
-        readings = batch.signal[row]
+        batch = batch.row(row)
+        readings = batch.signals[0][self.kernel.model.signals[0].name].values
         if wear_fraction(readings) < self.minimum_wear:
             return [self._missing(s, "insufficient_data", "short_wear") for s in self.scenarios]
         factual = cgm_outcomes(readings)
-        replay = Replay.abduct(self.kernel, self.model, batch, row, draws)
+        replay = Replay.abduct(self.kernel, batch, draws)
         out = []
         for scenario in self.scenarios:
-            reason = applicable(scenario, batch.inputs[row])
+            reason = applicable(scenario, batch.inputs[0])
             if reason is not None:
                 out.append(self._missing(scenario, "not_applicable", reason, factual))
                 continue
@@ -127,8 +127,8 @@ class Simulator:
                 if value("twin_status") != "converged":
                     found = [self._missing(s, "no_twin", value("twin_reason") or value("twin_status")) for s in self.scenarios]
                 else:
-                    draws = np.array(value("draws")).reshape(-1, len(self.model.parameters))
-                    found = self.simulate(decode(row, self.model), 0, draws)
+                    draws = np.array(value("draws")).reshape(-1, len(self.kernel.model.fitted))
+                    found = self.simulate(decode(row), 0, draws)
             except Exception as e:
                 found = [self._missing(s, "no_twin", f"error:{type(e).__name__}") for s in self.scenarios]
             identity = {n: value(n) for n in ("patient_id", "model", "episode", "work_hash")}
