@@ -1,11 +1,12 @@
 # make demo   sets up everything and runs the main job on a synthetic cohort
+# make bench NAME=engine   measures, and writes out/benchmarks/engine.json
 # make test   sets up everything and runs the tests (test-all: the slow ones too)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all docs clean check
+.PHONY: demo test test-all bench docs clean check
 
 check:
 	@$(if $(PYTHON),:,echo "twinlib needs Python 3.11 or newer: no python3 was found on the PATH" >&2; exit 1)
@@ -29,6 +30,9 @@ test: check $(READY)
 
 test-all: check $(READY)
 	$(PY) -m pytest
+
+bench: check $(READY)
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m benchmarks.$(NAME)
 
 docs: check $(READY)
 	$(PY) -m twinlib.tables.dictionary docs/data-dictionary.md

@@ -196,13 +196,16 @@ class Night:
             todo, changed, kept = _changes(wanted, twins, identity)
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
-                fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions).persist()
+                meter = fitting.Meter.on(self.spark)
+                fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions, meter).persist()
                 s.replace_patients(
                     schemas.TWIN_PARAMETERS,
                     fitting.twin_parameters(fitted).unionByName(parameters.join(kept.select(EPISODE), EPISODE, "left_semi")), changed,
                 )
                 s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept), changed)
                 fitted.unpersist()
+                stage.counts["engine_milliseconds"] = round(1000 * meter.engine.value)
+                stage.counts["compile_milliseconds"] = round(1000 * meter.compilation.value)
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()

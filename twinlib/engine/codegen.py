@@ -59,11 +59,16 @@ class Generator:
         self.b = {v: symbol(v.name.replace("c", "b")) for v in s.c}  # constants: b0.. (c is the covariance)
         self.row_c = L.reserve([b.name for b in self.b.values()])
 
-        self.columns = self._columns() if self.sensitive else {}  # of the sensitivities: (state, parameter) -> right-hand side
         self._own = own = lambda e: sp.sympify(e).xreplace(self.b)  # noqa: E731
-        carried = [f"f{i}_{j}" for i, j in self.phi] + [f"{m}{i}_{j}" for i, j in self.cov for m in "qc"] + [f"s{i}_{j}" for i, j in self.columns]
+        # entries of the Jacobian that vary in time are worked out once per stage and shared by all that they drive
+        moving = {*s.x, *s.u}
+        self.shared = {f"j{i}_{j}": e for (i, j), e in self.F.items() if e.free_symbols & moving}
+        self.F = {(i, j): symbol(f"j{i}_{j}") if f"j{i}_{j}" in self.shared else e for (i, j), e in self.F.items()}
+        self.columns = self._columns() if self.sensitive else {}  # of the sensitivities: (state, parameter) -> right-hand side
+        carried = [*self.shared] + [f"f{i}_{j}" for i, j in self.phi] + [f"{m}{i}_{j}" for i, j in self.cov for m in "qc"] + [f"s{i}_{j}" for i, j in self.columns]
         carried += [f"dose{d}" for d in range(len(s.dosed))]
         self.hoist = h = Hoist(set(s.x) | set(s.u) | {symbol(n) for n in carried})
+        self.shared = {n: h(own(e)) for n, e in self.shared.items()}
         self.f = {v.name: h(own(e)) for v, e in zip(s.x, s.f)}
         self.df = {f"f{i}_{j}": h(own(sum((self.F[i, k] * symbol(f"f{k}_{j}") for k in self.N if (i, k) in self.F and (k, j) in self.phi), sp.Integer(0))))
                    for i, j in self.phi}
@@ -137,7 +142,9 @@ class Generator:
 
     def step(self, *more: dict[str, sp.Expr]) -> str:
         rates = {n: e for part in (self.f, *more) for n, e in part.items()}
-        return (propagator if self.exact else runge_kutta)(rates, self.layout, self.inputs)
+        if self.exact:
+            return propagator(rates, self.layout, self.inputs)
+        return runge_kutta(rates, self.layout, self.inputs, self.shared)
 
     def begin_slot(self) -> str:
         """The slot's transition starts as the identity, its noise as nothing."""
@@ -220,6 +227,26 @@ class Generator:
         lines += [f"{v.name} = {text(e)}" for v, e in common]
         return lanes(lines + [f"D[{a * W} + l] = {_number(e)}" for a, e in enumerate(reduced)]) if P else "    pass"
 
+    def accumulate(self, m: int) -> str:
+        """The reading's part of the gradient and of the expected Hessian of minus log likelihood, row by row; D: derivatives of e and of s."""
+        P, spreads, loops = len(self.s.fitted), self.spreads(m), []
+        at = lambda name: self.layout.at(f"{name}_{m}")  # noqa: E731
+        for a in range(P):
+            lines = [f"e = D[{a * W} + l]", f"s = D[{(P + a) * W} + l]"][: 1 + spreads]
+            lines += [f"u = {at('mean_curve')}*e" + (f" - {at('cross_curve')}*s" if spreads else "")]
+            lines += [f"v = {at('spread_curve')}*s - {at('cross_curve')}*e"] * spreads
+            lines += [f"G[{a * W} + l] += {at('slope')}*e" + (f" + {at('spread_slope')}*s" if spreads else "")]
+            for b in range(a + 1):
+                row = (P + a * (a + 1) // 2 + b) * W
+                lines += [f"G[{row} + l] += u*D[{b * W} + l]" + (f" + v*D[{(P + b) * W} + l]" if spreads else "")]
+            loops.append(lanes(lines))
+        return "\n".join(loops) or "    pass"
+
+    def spreads(self, m: int) -> bool:
+        """Whether the error variance of signal m depends on the fitted parameters: directly, by the states, or by the filter's covariance."""
+        r, fitted = sp.sympify(self.s.observed[m].r), {self.s.p[j] for j in self.s.fitted}
+        return bool(self.N) or bool(r.free_symbols & (fitted | {*self.s.x}))
+
     def backward(self, m: int) -> str:
         """The smoother's way back through the reading of signal m; R holds the backward vector, T what was kept of the slot."""
         N, T = self.N, self.kept()
@@ -272,7 +299,8 @@ class Generator:
             function("init", "S", self.init()), function("jump", "S, B", self.jump()),
             function("advance", "S, B", self.step(self.dc)), function("replay", "S, B", self.step()),
             *[function(f"predict_{m}", "S, Y", self.predict(m)) for m in each], *[function(f"censor_{m}", "S, Y", self.censor(m)) for m in each],
-            *[function(f"apply_{m}", "S", self.apply(m)) for m in each], function("values", "S, V", self.values()),
+            *[function(f"apply_{m}", "S", self.apply(m)) for m in each],
+            *[function(f"accumulate_{m}", "S, D, G", self.accumulate(m)) for m in each], function("values", "S, V", self.values()),
             function("begin_slot", "S", self.begin_slot()), function("advance_map", "S, B", self.step(self.df, self.dq)),
             function("carry", "S", self.carry()), function("keep", "S, T, o", self.keep()),
             *[function(f"backward_{m}", "T, o, R", self.backward(m)) for m in each], function("disturb", "T, o, R, B", self.disturb()),
@@ -289,19 +317,15 @@ class Generator:
             ND=len(s.dosed), NP=len(s.p), NC=len(s.c), NF=len(s.fitted), NY=len(self.obs), NT=len(self.kept()), ROW_P=self.row_p * W,
             ROW_C=self.row_c * W, ELL=L.rows["ell"] * W, NOISY=repr(tuple(L.rows[f"x{i}"] * W for i in self.N) or (0,)),
             SENSITIVE=self.sensitive, EXACT_STEP=self.exact, LOG=repr(tuple(o.log for o in s.observed)),
-            LIMITS="(" + "".join(limits(o) + ", " for o in s.observed) + ")", SPREADS=bool(self.N) or any(
-                o["r"].free_symbols & {*s.x} or any(e != 0 for e in o["dr"]) or sp.sympify(p.r).free_symbols & {s.p[j] for j in s.fitted}
-                for o, p in zip(self.obs, s.observed)
-            ),
-            E=rows("e_{m}"), V=rows("s_{m}"), WEIGHTS=", ".join(f"({L.rows[f'slope_{m}'] * W}, {L.rows[f'spread_slope_{m}'] * W}, {L.rows[f'mean_curve_{m}'] * W}, {L.rows[f'spread_curve_{m}'] * W}, {L.rows[f'cross_curve_{m}'] * W})" for m in each) + ",",
+            LIMITS="(" + "".join(limits(o) + ", " for o in s.observed) + ")", E=rows("e_{m}"), V=rows("s_{m}"),
             update=call("                predict_{m}(S, Y)\n                if special:\n                    censor_{m}(S, Y)\n                apply_{m}(S)", each),
             update_all=call(
                 "                for a in range(copies):\n                    predict_{m}(C_[a], Y)\n                    if special:\n"
                 "                        censor_{m}(C_[a], Y)\n                differences(C_, D, step, {m})\n"
-                "                accumulate(C_[0], D, G, {m})\n                for a in range(copies):\n                    apply_{m}(C_[a])", each),
+                "                accumulate_{m}(C_[0], D, G)\n                for a in range(copies):\n                    apply_{m}(C_[a])", each),
             update_sensitive=call(
                 "                predict_{m}(S, Y)\n                if special:\n                    censor_{m}(S, Y)\n"
-                "                derive_{m}(S, D)\n                accumulate(S, D, G, {m})\n                apply_{m}(S)", each if self.sensitive else ()),
+                "                derive_{m}(S, D)\n                accumulate_{m}(S, D, G)\n                apply_{m}(S)", each if self.sensitive else ()),
             back=call("                backward_{m}(T, k*{NT}*{W}, R)".replace("{NT}", str(len(self.kept()))).replace("{W}", str(W)), reversed(each)),
         )
 

@@ -91,7 +91,8 @@ class Input:
     """What drives the dynamics: timeline events by agent, as a rate in `unit`.
 
     An event lasts as long as it says, or at least `spread` (the model's time unit). With spread 0 an event without duration acts at once:
-    the states jump by what the rate would add. `amount` is the unit of the agents' amounts; `per_weight` divides by body weight (kg).
+    the states jump by what the rate would add. `pace`: amount per minute that can be taken at most, which prolongs large amounts.
+    `amount` is the unit of the agents' amounts; `per_weight` divides by body weight (kg).
     """
 
     name: str
@@ -100,6 +101,7 @@ class Input:
     amount: str
     spread: float = 0.0
     per_weight: bool = False
+    pace: float | None = None
 
 
 @dataclass(frozen=True)

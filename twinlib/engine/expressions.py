@@ -36,11 +36,12 @@ def sqrt(value):
     return value**0.5
 
 
-def softplus(value, scale):
-    """scale*log(1 + exp(value/scale)): a positive part without a corner."""
-    z = _plain(value / scale)
-    positive = z + sp.log(1 + sp.exp(-z))  # the same value, written so that it cannot overflow
-    return scale * sp.Piecewise((positive, z > 0), (sp.log(1 + sp.exp(z)), True))
+def positive(value, corner):
+    """(value + sqrt(value^2 + corner^2))/2: a positive part whose corner is rounded over about `corner`.
+
+    Prefer it to `maximum(value, 0)` in dynamics: a likelihood with corners has modes that no derivative finds.
+    """
+    return (value + sqrt(value**2 + corner**2)) / 2
 
 
 def maximum(a, b):

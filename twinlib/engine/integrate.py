@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from twinlib.engine.printing import text
 
 W = 16  # lanes side by side: what LLVM vectorises, with compile-time strides
-BLOCK = 7  # variables per block, about what the registers hold through four stages
+BLOCK = 5  # variables per block: what the registers hold through four stages (measured: 4-5 best, 7 a third slower, 12 twice as slow)
 
 
 def symbol(name: str) -> sp.Symbol:
@@ -87,36 +87,67 @@ def blocks(rates: dict[str, sp.Expr]) -> list[list[str]]:
     return groups
 
 
-def runge_kutta(rates: dict[str, sp.Expr], layout: Layout, inputs: dict[str, int]) -> str:
+def runge_kutta(rates: dict[str, sp.Expr], layout: Layout, inputs: dict[str, int], shared: dict[str, sp.Expr] | None = None) -> str:
     """One classical Runge-Kutta step (order 4) of the variables named in `rates`, each lane by its own step B[l].
 
-    inputs: row of the step buffer B by input name. Other symbols in `rates` are rows of the workspace.
+    inputs: row of the step buffer B by input name. shared: expressions that several rates name, worked out once per stage. Other symbols
+    are rows of the workspace.
     """
-    groups = blocks(rates)
+    shared = {n: e for n, e in (shared or {}).items() if n in names(rates.values())}
+    whole = _interleaved(rates, shared)
+    groups = blocks(whole)
     home = {n: g for g, group in enumerate(groups) for n in group}
-    shared = {m for n in rates for m in names([rates[n]]) if m in home and home[m] != home[n]}
+    passed = {m for n in whole for m in names([whole[n]]) if m in home and home[m] != home[n]}
     out = []
     for g, group in enumerate(groups):
-        own = {n: rates[n] for n in group}
-        used = names(own.values())
+        used = names(whole[n] for n in group)
         outside = sorted(m for m in used if m in home and home[m] != g)
         fixed = {m for m in used if m not in home and m not in inputs}
-        lines = layout.load(set(group) | fixed) + [f"{n} = B[{inputs[n] * W} + l]" for n in sorted(used & set(inputs))]
+        moving, algebraic = [n for n in group if n in rates], [n for n in group if n in shared]
+        lines = layout.load(set(moving) | fixed) + [f"{n} = B[{inputs[n] * W} + l]" for n in sorted(used & set(inputs))]
         lines += ["h = B[l]", "half = 0.5*h", f"sixth = h*{1 / 6!r}"]
         for stage in (1, 2, 3, 4):
-            at = {n: n if stage == 1 else f"y{stage}_{n}" for n in group} | {n: f"z{stage}_{n}" for n in outside}
+            at = {n: n if stage == 1 else f"y{stage}_{n}" for n in moving} | {n: f"z{stage}_{n}" for n in [*outside, *algebraic]}
             if stage > 1:
-                lines += [f"{at[n]} = {n} + {'h' if stage == 4 else 'half'}*d{stage - 1}_{n}" for n in group]
+                lines += [f"{at[n]} = {n} + {'h' if stage == 4 else 'half'}*d{stage - 1}_{n}" for n in moving]
             lines += [f"z{stage}_{n} = {layout.at(f'z{stage}_{n}')}" for n in outside]
-            lines += [f"{layout.at(f'z{stage}_{n}')} = {at[n]}" for n in group if n in shared]
             replaced = {symbol(n): symbol(v) for n, v in at.items()}
             temporaries = (symbol(f"t{stage}_{k}") for k in range(10**6))
-            common, reduced = sp.cse([own[n].xreplace(replaced) for n in group], symbols=temporaries, order="canonical")
-            lines += [f"{v.name} = {text(e)}" for v, e in common]
-            lines += [f"d{stage}_{n} = {text(e)}" for n, e in zip(group, reduced)]
-        lines += [f"{layout.at(n)} = {n} + sixth*(d1_{n} + 2.0*(d2_{n} + d3_{n}) + d4_{n})" for n in group]
+            ordered = [*algebraic, *moving]
+            common, reduced = sp.cse([whole[n].xreplace(replaced) for n in ordered], symbols=temporaries, order="canonical")
+            lines += _in_order([(v.name, e) for v, e in common] + [
+                (at[n] if n in shared else f"d{stage}_{n}", e) for n, e in zip(ordered, reduced)
+            ])
+            lines += [f"{layout.at(f'z{stage}_{n}')} = {at[n]}" for n in group if n in passed]
+        lines += [f"{layout.at(n)} = {n} + sixth*(d1_{n} + 2.0*(d2_{n} + d3_{n}) + d4_{n})" for n in moving]
         out.append(lanes(lines))
     return "\n".join(out)
+
+
+def _interleaved(rates: dict[str, sp.Expr], shared: dict[str, sp.Expr]) -> dict[str, sp.Expr]:
+    """All expressions, each shared one right after the last variable that it reads: near the variables, it shares their sub-expressions."""
+    order = list(rates)
+    after = {n: max((order.index(m) for m in names([e]) & set(order)), default=-1) for n, e in shared.items()}
+    out = {n: shared[n] for n in shared if after[n] < 0}
+    for k, n in enumerate(order):
+        out[n] = rates[n]
+        out |= {m: shared[m] for m in shared if after[m] == k}
+    return out
+
+
+def _in_order(assignments: list[tuple[str, sp.Expr]]) -> list[str]:
+    """The assignments as lines, each after those that it reads."""
+    targets = {n: e for n, e in assignments}
+    sorter = graphlib.TopologicalSorter({n: names([e]) & set(targets) for n, e in targets.items()})
+    rank = {n: k for k, n in enumerate(targets)}
+    sorter.prepare()
+    lines, ready = [], []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=rank.get)
+        n = ready.pop(0)
+        lines.append(f"{n} = {text(targets[n])}")
+        sorter.done(n)
+    return lines
 
 
 def propagator(rates: dict[str, sp.Expr], layout: Layout, inputs: dict[str, int]) -> str:

@@ -14,8 +14,9 @@ from numba import njit
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.engine.normal import Normal
 
-TOLERANCE = 1e-6  # predicted decrease of minus log posterior: 0.14 % of a posterior SD from the mode
+TOLERANCE = 1e-6  # decrease of minus log posterior that a full step promises: 0.14 % of a posterior SD from the mode
 BOUND = 5.0  # prior SDs about the prior mean within which modes are sought
+TRUST = 1e-3  # promised decrease (4 % of a posterior SD) below which the last step is taken without looking again
 LONGEST = 2.0  # prior SDs that one step may move a parameter
 GIVE_UP = 1e10  # damping at which there is no descent
 
@@ -40,13 +41,16 @@ class Modes:
 
 
 @njit(cache=True, error_model="numpy")
-def _descent(h, damping, g, step):
-    """step = -(h + damping*diag(h))^-1 g by Cholesky; False where that is not positive definite."""
+def _descent(h, damping, g, free, step):
+    """step = -(h + damping*diag(h))^-1 g of the free parameters, by Cholesky; False where that is not positive definite."""
     p = g.size
-    c = np.empty((p, p))
+    c = np.zeros((p, p))
     for i in range(p):
         for j in range(i + 1):
-            a = h[i, j] * (1.0 + damping) if i == j else h[i, j]
+            if not (free[i] and free[j]):
+                a = 1.0 if i == j else 0.0
+            else:
+                a = h[i, j] * (1.0 + damping) if i == j else h[i, j]
             for k in range(j):
                 a -= c[i, k] * c[j, k]
             if i == j:
@@ -56,7 +60,7 @@ def _descent(h, damping, g, step):
             else:
                 c[i, j] = a / c[j, j]
     for i in range(p):
-        a = -g[i]
+        a = -g[i] if free[i] else 0.0
         for k in range(i):
             a -= c[i, k] * step[k]
         step[i] = a / c[i, i]
@@ -68,42 +72,110 @@ def _descent(h, damping, g, step):
 
 
 @njit(cache=True, error_model="numpy")
-def _propose(rows, theta, g, h, damping, low, high, sd, trial, predicted, status):
-    """Next points of the patients `rows`; those that need none get their status."""
+def _propose(rows, theta, f, g, h, promised, rest, learnt, damping, low, high, sd, trial, predicted, status):
+    """Next points of the patients `rows`; those that need none get their status.
+
+    Converged is who cannot gain TOLERANCE by an undamped step, or can with next to nothing left to gain after it: that step is taken, and
+    the objective is what it promises. Parameters that press against a bound stay there.
+    """
     p = theta.shape[1]
-    step = np.empty(p)
+    step, free, m = np.empty(p), np.empty(p, np.bool_), np.empty((p, p))
     for n in range(rows.size):
         r = rows[n]
-        predicted[r] = np.nan
-        if not _descent(h[r], damping[r], g[r], step):
-            status[r] = SINGULAR if damping[r] > GIVE_UP else ON_THE_WAY
-            trial[r] = theta[r]
+        for j in range(p):
+            free[j] = not ((theta[r, j] <= low[r, j] and g[r, j] > 0.0) or (theta[r, j] >= high[r, j] and g[r, j] < 0.0))
+        trial[r], predicted[r] = theta[r], np.nan
+        if _descent(h[r], 0.0, g[r], free, step):
+            gain = 0.0
+            for j in range(p):
+                gain -= 0.5 * g[r, j] * step[j]
+            if gain < TOLERANCE:
+                status[r] = CONVERGED
+                continue
+            left = gain * gain / promised[r]  # what will be left to gain if this step does as well as the last
+            promised[r] = gain
+            inside = True
+            for j in range(p):
+                inside = inside and low[r, j] < theta[r, j] + step[j] < high[r, j]
+            if gain < TRUST and left < 0.1 * TOLERANCE and inside:
+                for j in range(p):
+                    theta[r, j] += step[j]
+                f[r] -= gain
+                status[r] = CONVERGED
+                continue
+        elif damping[r] > GIVE_UP:
+            status[r] = SINGULAR
             continue
+        m[:] = h[r]
+        if learnt[r]:
+            m += rest[r]
+        if not _descent(m, damping[r], g[r], free, step):
+            m[:] = h[r]
+            if not _descent(m, damping[r], g[r], free, step):
+                continue
         longest = 0.0
         for j in range(p):
             longest = max(longest, abs(step[j]) / sd[j])
         share = min(1.0, LONGEST / longest) if longest > 0.0 else 1.0
-        decrease = 0.0
         for j in range(p):
             trial[r, j] = min(max(theta[r, j] + share * step[j], low[r, j]), high[r, j])
             step[j] = trial[r, j] - theta[r, j]
+        decrease = 0.0
         for i in range(p):
             decrease -= g[r, i] * step[i]
             for j in range(p):
-                decrease -= 0.5 * step[i] * h[r, i, j] * step[j]
+                decrease -= 0.5 * step[i] * m[i, j] * step[j]
         predicted[r] = decrease
-        if decrease < TOLERANCE * (1.0 + damping[r]):
-            status[r] = CONVERGED
 
 
 @njit(cache=True, error_model="numpy")
-def _judge(rows, trial, f2, g2, h2, predicted, theta, f, g, h, damping, growth, status):
+def _learn(s, y, h, rest):
+    """Secant update of `rest`, what the expected Hessian h lacks of the true one, so that (h + rest) s = y: the structured update of
+    Dennis, Gay & Welsch 1981 (NL2SOL), sized so that it can shrink."""
+    p = s.size
+    sy, srs, short = 0.0, 0.0, np.empty(p)
+    for i in range(p):
+        sy += s[i] * y[i]
+        short[i] = y[i]
+        for j in range(p):
+            short[i] -= h[i, j] * s[j]
+            srs += s[i] * rest[i, j] * s[j]
+    wanted = 0.0
+    for i in range(p):
+        wanted += s[i] * short[i]
+    if not sy > 0.0:
+        rest[:] = 0.0
+        return
+    if abs(srs) > abs(wanted):
+        rest *= abs(wanted) / abs(srs)
+    inner = 0.0
+    for i in range(p):
+        for j in range(p):
+            short[i] -= rest[i, j] * s[j]
+    for i in range(p):
+        inner += s[i] * short[i]
+    for i in range(p):
+        for j in range(p):
+            rest[i, j] += (short[i] * y[j] + y[i] * short[j]) / sy - inner * y[i] * y[j] / (sy * sy)
+
+
+@njit(cache=True, error_model="numpy")
+def _judge(rows, trial, f2, g2, h2, predicted, theta, f, g, h, rest, learnt, damping, growth, status):
     """Take or refuse the trial points (f2, g2, h2 in the order of `rows`); damping after Nielsen 1999."""
     for n in range(rows.size):
         r = rows[n]
         fine = np.isfinite(f2[n]) and np.all(np.isfinite(g2[n])) and np.all(np.isfinite(h2[n])) and f2[n] < f[r]
         if fine and predicted[r] > 0.0:
             gain = (f[r] - f2[n]) / predicted[r]
+            step = trial[r] - theta[r]
+            plain, less = f[r] - f2[n], 0.0
+            for i in range(step.size):
+                plain += g[r, i] * step[i]
+                for j in range(step.size):
+                    plain += 0.5 * step[i] * h[r, i, j] * step[j]
+                    less += 0.5 * step[i] * rest[r, i, j] * step[j]
+            learnt[r] = abs(plain + less) < abs(plain)  # which of the two would have foretold this step better
+            _learn(step, g2[n] - g[r], h2[n], rest[r])
             theta[r], f[r], g[r], h[r] = trial[r], f2[n], g2[n], h2[n]
             damping[r] = max(damping[r] * max(0.2, 1.0 - (2.0 * gain - 1.0) ** 3), 1e-9)
             growth[r] = 2.0
@@ -134,15 +206,16 @@ def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_
         usable = np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
         status = np.where(usable, ON_THE_WAY, NOT_FINITE)
         damping, growth, iterations = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n, np.int32)
-        trial, predicted = np.empty_like(theta), np.empty(n)
+        rest, learnt, trial, predicted = np.zeros_like(h), np.zeros(n, bool), np.empty_like(theta), np.empty(n)
+        promised = np.full(n, 1e-300)
         for _ in range(maximum_iterations):
             rows = np.flatnonzero(status == ON_THE_WAY)
-            _propose(rows, theta, g, h, damping, low, high, prior.sd, trial, predicted, status)
+            _propose(rows, theta, f, g, h, promised, rest, learnt, damping, low, high, prior.sd, trial, predicted, status)
             rows = rows[status[rows] == ON_THE_WAY]
             if not rows.size:
                 break
             iterations[rows] += 1
-            _judge(rows, trial, *_evaluate(kernel, data, prior, rows, trial[rows]), predicted, theta, f, g, h, damping, growth, status)
+            _judge(rows, trial, *_evaluate(kernel, data, prior, rows, trial[rows]), predicted, theta, f, g, h, rest, learnt, damping, growth, status)
     text, reason = (np.array([_STATUS[s][k] for s in status], object) for k in (0, 1))
     return Modes(theta, h, f, text, reason, iterations)
 

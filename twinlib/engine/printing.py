@@ -97,6 +97,14 @@ def tanh_(x):
 '''
 
 
+def _product(base: str, n: int) -> str:
+    """The nth power by squaring; the compiler works out equal factors once."""
+    if n == 1:
+        return base
+    half = _product(base, n // 2)
+    return f"({half}*{half})" if n % 2 == 0 else f"({half}*{half}*{base})"
+
+
 class _Printer(PythonCodePrinter):
     def _print_Float(self, e):
         return repr(float(e))
@@ -108,10 +116,9 @@ class _Printer(PythonCodePrinter):
         return f"({float(e.p)!r}/{float(e.q)!r})"
 
     def _print_Pow(self, e, **kwargs):
-        if e.exp.is_Integer and 1 <= abs(int(e.exp)) <= 4:
-            base = self.parenthesize(e.base, 100)
-            product = "*".join([base] * abs(int(e.exp)))
-            return f"({product})" if e.exp > 0 else f"(1.0/({product}))"
+        if e.exp.is_Integer and 1 <= abs(int(e.exp)) <= 16:
+            product = _product(self.parenthesize(e.base, 100), abs(int(e.exp)))
+            return product if e.exp > 0 else f"(1.0/{product})"
         if abs(e.exp) == sp.Rational(1, 2):
             root = f"math.sqrt({self._print(e.base)})"
             return root if e.exp > 0 else f"(1.0/{root})"

@@ -18,7 +18,6 @@ LOOP = dict(error_model="numpy", cache=True, nogil=True)
 NOISY = $NOISY
 LOG = $LOG
 LIMITS = $LIMITS
-WEIGHTS = ($WEIGHTS)
 E_ROWS = $E
 V_ROWS = $V
 noisy_count = $NN
@@ -189,29 +188,6 @@ def differences(C_, D, step, m):
         for l in range($W):
             D[a*$W + l] = (C_[a + 1, E_ROWS[m] + l] - C_[0, E_ROWS[m] + l])/step
             D[($NF + a)*$W + l] = (C_[a + 1, V_ROWS[m] + l] - C_[0, V_ROWS[m] + l])/step
-
-
-@njit(**LANE)
-def accumulate(S, D, G, m):
-    """The reading's part of the gradient and of the expected Hessian of minus log likelihood; D: derivatives of e and of s."""
-    slope, spread_slope, mean_curve, spread_curve, cross_curve = WEIGHTS[m]
-    at = $NF*$W
-    for a in range($NF):
-        for l in range($W):
-            G[a*$W + l] += S[slope + l]*D[a*$W + l]
-        if $SPREADS:
-            for l in range($W):
-                G[a*$W + l] += S[spread_slope + l]*D[($NF + a)*$W + l]
-        for b in range(a + 1):
-            for l in range($W):
-                G[at + l] += S[mean_curve + l]*D[a*$W + l]*D[b*$W + l]
-            if $SPREADS:
-                for l in range($W):
-                    G[at + l] += (
-                        S[spread_curve + l]*D[($NF + a)*$W + l]*D[($NF + b)*$W + l]
-                        - S[cross_curve + l]*(D[a*$W + l]*D[($NF + b)*$W + l] + D[b*$W + l]*D[($NF + a)*$W + l])
-                    )
-            at += $W
 
 
 @njit(**LOOP)

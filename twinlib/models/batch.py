@@ -84,7 +84,8 @@ class Batch:
         for declared in model.inputs:
             events = joined(self.inputs[row][a] for a in declared.agents if a in self.inputs[row])
             scale = model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
-            out.append(Drive(events.minutes / unit, events.amounts * scale, events.durations / unit, declared.spread))
+            minutes = events.durations if declared.pace is None else np.maximum(events.durations, events.amounts / declared.pace)
+            out.append(Drive(events.minutes / unit, events.amounts * scale, minutes / unit, declared.spread))
         return out
 
     def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:

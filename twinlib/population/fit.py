@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark import Accumulator
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import ArrayType, StructField, StructType
@@ -29,6 +31,19 @@ RESCUES = 3  # further starts for a patient whose fit has not converged
 _SUMMARY = StructType([f for f in TWIN_PARAMETERS.schema.fields if f.name not in ("patient_id", "model", "episode")])
 
 
+@dataclass
+class Stopwatch:
+    """Seconds spent in the blocks that it guards."""
+
+    seconds: float = 0.0
+
+    def __enter__(self):
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._began
+
+
 @dataclass(frozen=True)
 class Fitter:
     """Everything a worker needs to fit a batch; pickles small (the kernel travels as text)."""
@@ -46,8 +61,18 @@ class Fitter:
         text = repr((self.kernel.hash, sorted(settings.items()), self.seed, self.prior.mean.tolist(), self.prior.sd.tolist()))
         return f"{self.model.version}+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
-    def fit(self, batch: Batch) -> list[dict]:
-        """One dictionary of `twins` values (without identity and versions) per row of the batch."""
+    def fit(self, batch: Batch, watch: Stopwatch) -> list[dict]:
+        """One dictionary of `twins` values (without identity and versions) per row of the batch. `watch` times the engine."""
+        with watch:
+            modes, covariance, rows, found = self._estimate(batch)
+        out = [{"status": s, "reason": r, "iterations": int(i)} for s, r, i in zip(modes.status, modes.reason, modes.iterations)]
+        for a, r in enumerate(rows):
+            out[r] |= {"parameters": [q.name for q in self.model.fitted], "mode": modes.theta[r].tolist(), "covariance": covariance[r].ravel().tolist()}
+            out[r] |= {name: values[a].tolist() if isinstance(values, np.ndarray) else values[a] for name, values in found.items()}
+        return out
+
+    def _estimate(self, batch: Batch):
+        """Modes and Laplace covariances of all rows; the rows that have a posterior, and what is known of them (columns of `twins`)."""
         model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
             data = batch.data(model, kernel.nominal_step)
@@ -57,33 +82,24 @@ class Fitter:
         broken = ~np.isfinite(covariance).all((1, 2)) & (modes.status == "converged")
         modes.status[broken], modes.reason[broken] = "failed", "singular_hessian"
 
-        out = [{"status": s, "reason": r, "iterations": int(i)} for s, r, i in zip(modes.status, modes.reason, modes.iterations)]
         rows = np.flatnonzero(modes.status == "converged")
         if not rows.size:
-            return out
+            return modes, covariance, rows, {}
         keys, part, prior = [batch.ids[r] for r in rows], data.take(rows), prior.take(rows)
-        theta, cov = modes.theta[rows], covariance[rows]
-        sampled = posterior.sample(kernel, part, prior, theta, cov, keys, self.seed, self.config.importance_draws)
-        draws = posterior.resample(sampled, keys, self.seed, self.config.draws)
-        spectrum = posterior.spectrum(sampled, prior)
-        summaries, check, readings = self._summaries(sampled, prior), self._check(theta, part), part.counts()
+        theta, readings = modes.theta[rows], part.counts()
+        sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
-        for a, r in enumerate(rows):
-            out[r] |= {
-                "n_observations": int(readings[a]),
-                "parameters": [q.name for q in model.fitted],
-                "mode": theta[a].tolist(),
-                "covariance": cov[a].ravel().tolist(),
-                "log_posterior": float(constant[a] - modes.objective[r]),
-                "log_evidence": float(sampled.log_evidence[a]),
-                "log_evidence_se": float(sampled.log_evidence_se[a]),
-                "pareto_k": float(sampled.pareto_k[a]),
-                "effective_draws": float(sampled.effective_draws[a]),
-                "spectrum": spectrum[a].tolist(),
-                "draws": draws[a].ravel().tolist(),
-                "summary": summaries[a],
-            } | {name: float(values[a]) for name, values in check.items()}
-        return out
+        return modes, covariance, rows, {
+            "n_observations": readings,
+            "log_posterior": constant - modes.objective[rows],
+            "log_evidence": sampled.log_evidence,
+            "log_evidence_se": sampled.log_evidence_se,
+            "pareto_k": sampled.pareto_k,
+            "effective_draws": sampled.effective_draws,
+            "spectrum": posterior.spectrum(sampled, prior),
+            "draws": posterior.resample(sampled, keys, self.seed, self.config.draws).reshape(len(rows), -1),
+            "summary": self._summaries(sampled, prior),
+        } | self._check(theta, part)
 
     def _starts(self, batch: Batch) -> list[np.ndarray]:
         """The prior mean, then keyed draws of the prior (Sobol): for patients that have not converged, or for all where `starts` asks."""
@@ -132,20 +148,21 @@ class Fitter:
             for a in range(len(mean))
         ]
 
-    def run(self, table: pa.Table) -> list[dict]:
+    def run(self, table: pa.Table, watch: Stopwatch | None = None) -> list[dict]:
         """Rows of the `timelines` table to dictionaries with all columns of `twins` and the parameters' `summary`.
 
         Rows that may not be fitted keep their reason. An exception is a status of the row that raised it: the batch is fitted
         again row by row, so the other rows' results are what they would have been.
         """
+        watch = watch or Stopwatch()
         status = table.column("status").to_pylist()
         results: list[dict] = [{"status": "insufficient_data", "reason": r} for r in table.column("reason").to_pylist()]
         ready = [i for i, s in enumerate(status) if s == "ready"]
         try:
-            fitted = self.fit(decode(table.take(ready))) if ready else []
+            fitted = self.fit(decode(table.take(ready)), watch) if ready else []
         except Exception as e:
             if len(ready) > 1:
-                fitted = [self.run(table.slice(i, 1))[0] for i in ready]
+                fitted = [self.run(table.slice(i, 1), watch)[0] for i in ready]
             else:
                 fitted = [{"status": "failed", "reason": f"error:{type(e).__name__}"}]
         for i, f in zip(ready, fitted):
@@ -163,16 +180,31 @@ def schema() -> StructType:
     return StructType([*TWINS.schema.fields, StructField("summary", ArrayType(_SUMMARY), True)])
 
 
-def fit(timelines: DataFrame, fitter: Fitter, partitions: int) -> DataFrame:
+@dataclass(frozen=True)
+class Meter:
+    """What the workers add up: seconds in the engine, and of compiling (or loading) its kernels. A task that is run again counts again."""
+
+    engine: Accumulator[float]
+    compilation: Accumulator[float]
+
+    @classmethod
+    def on(cls, spark: SparkSession) -> Meter:
+        return cls(spark.sparkContext.accumulator(0.0), spark.sparkContext.accumulator(0.0))
+
+
+def fit(timelines: DataFrame, fitter: Fitter, partitions: int, meter: Meter) -> DataFrame:
     """Fit all rows of `timelines`: a frame with the columns of `twins` and `summary`. Lazy; persist it before it is used twice."""
     arrow = to_arrow_schema(schema(), timezone="UTC")
-    rows = fitter.config.batch_rows
+    rows, engine, compilation = fitter.config.batch_rows, meter.engine, meter.compilation
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        compilation.add(fitter.kernel.compile())
+        watch = Stopwatch()
         for batch in batches:
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, rows):
-                yield from pa.Table.from_pylist(fitter.run(table.slice(first, rows)), schema=arrow).to_batches()
+                yield from pa.Table.from_pylist(fitter.run(table.slice(first, rows), watch), schema=arrow).to_batches()
+        engine.add(watch.seconds)
 
     return timelines.repartition(partitions, "patient_id", "episode").mapInArrow(run, schema())
 
