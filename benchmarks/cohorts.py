@@ -32,11 +32,37 @@ class Day:
     readings: np.ndarray
 
 
+def rates(x, insulin, meal, basal, p, flux=0.0):
+    """Right-hand side: x nine states, p the first six parameters; inputs mU/kg/min and mg/kg/min. Works for one patient or for many."""
+    i1, i2, ip, action, q1, q2, qg, g, ig = x
+    si, sg, gb, kempt, kabs, ka2 = p
+    return [
+        insulin / VI - KD * i1, KD * i1 - ka2 * i2, ka2 * i2 - KE * ip, P2 * (si * (ip - basal / VI / KE) - action),
+        meal - kempt * q1, kempt * (q1 - q2), kempt * q2 - kabs * qg,
+        sg * (gb - g) - action * g + F / VG * kabs * qg + flux, (g - ig) / LAG,
+    ]
+
+
+def begin(basal, first, p):
+    """The nine states at the start."""
+    zero = 0.0 * basal
+    return [basal / VI / KD, basal / VI / p[5], basal / VI / KE, zero, zero, zero, zero, first, first]
+
+
+def runge_kutta(f, x, h):
+    """One step of order 4 of the states x (a list) under f(share of the step, x)."""
+    k1 = f(0.0, x)
+    k2 = f(0.5, [a + 0.5 * h * b for a, b in zip(x, k1)])
+    k3 = f(0.5, [a + 0.5 * h * b for a, b in zip(x, k2)])
+    k4 = f(1.0, [a + h * b for a, b in zip(x, k3)])
+    return [a + h / 6 * (b + 2 * (c + d) + e) for a, b, c, d, e in zip(x, k1, k2, k3, k4)]
+
+
 def day(theta: np.ndarray, seed: int) -> Day:
     """One day of each patient whose natural parameters are the rows of theta (n, 8), in the order of the model's declaration."""
     rng = np.random.default_rng(seed)
     n = len(theta)
-    si, sg, gb, kempt, kabs, ka2, sd, tau = theta.T
+    p, sd, tau = theta.T[:6], theta.T[6], theta.T[7]
     basal = rng.uniform(0.17, 0.30, n)
     meal_times = np.round((np.array([7.5, 12.5, 19.0]) * 60 + rng.uniform(-45, 45, (n, 3))) * 4) / 4
     grams = rng.uniform(30, 80, (n, 3))
@@ -47,19 +73,9 @@ def day(theta: np.ndarray, seed: int) -> Day:
     g = first + START_SD * rng.standard_normal(n)
     ig = first + START_SD * rng.standard_normal(n)
     d = sd * rng.standard_normal(n)
-    ip0 = basal / VI / KE
-    x = [basal / VI / KD, basal / VI / ka2, ip0.copy(), *(np.zeros(n) for _ in range(4)), g, ig]
+    x = [*begin(basal, first, p)[:7], g, ig]
     decay = np.exp(-QUARTER / tau)
     kick = sd * np.sqrt(1 - decay**2)
-    carbohydrate = np.zeros(n)
-
-    def rates(x, d):
-        i1, i2, ip, action, q1, q2, qg, g, ig = x
-        return (
-            basal / VI - KD * i1, KD * i1 - ka2 * i2, ka2 * i2 - KE * ip, P2 * (si * (ip - ip0) - action),
-            carbohydrate - kempt * q1, kempt * (q1 - q2), kempt * q2 - kabs * qg,
-            sg * (gb - g) - action * g + F / VG * kabs * qg + d, (g - ig) / LAG,
-        )
 
     readings = np.empty((n, 289))
     for step in range(1440 * 4 + 1):
@@ -70,12 +86,8 @@ def day(theta: np.ndarray, seed: int) -> Day:
             x[0] = x[0] + np.where(bolus_times[:, k] == t, boluses[:, k] / VI, 0.0)
         carbohydrate = np.where((t >= meal_times) & (t < meal_times + 15), meals / 15, 0.0).sum(1)
         following = decay * d + kick * rng.standard_normal(n)
-        middle = 0.5 * (d + following)
-        k1 = rates(x, d)
-        k2 = rates([a + 0.5 * QUARTER * b for a, b in zip(x, k1)], middle)
-        k3 = rates([a + 0.5 * QUARTER * b for a, b in zip(x, k2)], middle)
-        k4 = rates([a + QUARTER * b for a, b in zip(x, k3)], following)
-        x = [a + QUARTER / 6 * (p + 2 * (q + r) + s) for a, p, q, r, s in zip(x, k1, k2, k3, k4)]
+        flux = {0.0: d, 0.5: 0.5 * (d + following), 1.0: following}
+        x = runge_kutta(lambda share, x: rates(x, basal, carbohydrate, basal, p, flux[share]), x, QUARTER)  # noqa: B023
         d = following
     return Day(theta, basal, first, bolus_times, boluses, meal_times, meals, readings)
 

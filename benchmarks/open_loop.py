@@ -11,7 +11,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.optimize import least_squares
 
-from benchmarks.cohorts import KD, KE, LAG, P2, VG, VI, F
+from benchmarks.cohorts import KD, KE, LAG, P2, VG, VI, F, begin, rates, runge_kutta
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
 from twinlib.engine.kernel import Data
 from twinlib.engine.schedule import Drive, build
@@ -70,22 +70,6 @@ class Patients:
     readings: np.ndarray
 
 
-def rates(x, insulin, meal, basal, p):
-    """Right-hand side; works for one patient or, with arrays, for many."""
-    i1, i2, ip, action, q1, q2, qg, g, ig = x
-    si, sg, gb, kempt, kabs, ka2 = p
-    return [
-        insulin / VI - KD * i1, KD * i1 - ka2 * i2, ka2 * i2 - KE * ip, P2 * (si * (ip - basal / VI / KE) - action),
-        meal - kempt * q1, kempt * (q1 - q2), kempt * q2 - kabs * qg,
-        sg * (gb - g) - action * g + F * kabs / VG * qg, (g - ig) / LAG,
-    ]
-
-
-def begin(basal, first, p):
-    zero = 0.0 * basal
-    return [basal / VI / KD, basal / VI / p[5], basal / VI / KE, zero, zero, zero, zero, first, first]
-
-
 def patients(n: int, seed: int) -> Patients:
     """Simulated by plain NumPy (Runge-Kutta, half a minute) with parameters drawn from the prior, cut at two SDs."""
     rng = np.random.default_rng(seed)
@@ -102,12 +86,7 @@ def patients(n: int, seed: int) -> Patients:
         inside = lambda times, length: ((t >= times) & (t < times + length))  # noqa: B023,E731
         insulin = basal + (inside(bolus_times, 5) * boluses / 5).sum(1)
         meal = (inside(meal_times, 15) * meals / 15).sum(1)
-        f = lambda x: rates(x, insulin, meal, basal, p)  # noqa: B023,E731
-        k1 = f(x)
-        k2 = f([a + 0.5 * h * b for a, b in zip(x, k1)])
-        k3 = f([a + 0.5 * h * b for a, b in zip(x, k2)])
-        k4 = f([a + h * b for a, b in zip(x, k3)])
-        x = [a + h / 6 * (b + 2 * (c + d) + e) for a, b, c, d, e in zip(x, k1, k2, k3, k4)]
+        x = runge_kutta(lambda _, x: rates(x, insulin, meal, basal, p), x, h)  # noqa: B023
         if k % 10 == 9:
             readings[:, k // 10] = x[8] + SIGMA * rng.standard_normal(n)
     return Patients(basal, first, bolus_times, boluses, meal_times, meals, readings)

@@ -63,7 +63,7 @@ class Plan:
         lacking = set(model.covariates) - set(STAND_INS)
         if lacking:
             raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
-        fitter = fitting.Fitter(model, Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
+        fitter = fitting.Fitter(Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
         simulator = None
         if config.simulate:
             scenarios = load_scenarios(config.simulate.scenarios, model.agents)

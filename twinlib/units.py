@@ -20,6 +20,7 @@ def quantity(value, unit: str) -> pint.Quantity:
     return registry().Quantity(value, unit)
 
 
+@lru_cache(maxsize=256)
 def factor(unit: str, target: str) -> float:
     """How many `target` one `unit` is. Raises pint's errors where they do not convert."""
     return float(registry().Quantity(1.0, unit).to(target).magnitude)

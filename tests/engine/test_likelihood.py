@@ -29,7 +29,7 @@ def drug_rates(a, p, oral=0.0, venous=0.0, saturable=False):
 
 def concentrations(p, saturable=False):
     """Concentrations at TIMES by DOP853 at 1e-11, event by event."""
-    a, now, out = np.zeros(3), 0.0, {}
+    a, out = np.zeros(3), {}
     edges = sorted({0.0, 5.0, 5.5, 12.0, *TIMES})
     for begin, end in zip(edges, edges[1:]):
         a[0] += p[5] * {0.0: 100.0, 12.0: 80.0}.get(begin, 0.0)

@@ -13,7 +13,7 @@ from twinlib.population.fit import Fitter
 
 @pytest.fixture(scope="module")
 def fitter():
-    return Fitter(MODEL, Kernel(MODEL), priors.published(MODEL), FitConfig(), seed=1)
+    return Fitter(Kernel(MODEL), priors.published(MODEL), FitConfig(), seed=1)
 
 
 def day(seed: int) -> dict:

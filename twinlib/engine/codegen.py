@@ -18,21 +18,16 @@ normal errors, moment-matched for censored readings (Tobit), and an iteratively 
 from __future__ import annotations
 
 import math
+from textwrap import indent
 
 import sympy as sp
 
-from twinlib.engine.integrate import Layout, W, lanes, names, propagator, runge_kutta, symbol
+from twinlib.engine.integrate import Layout, W, closure, lanes, names, propagator, runge_kutta, symbol
 from twinlib.engine.printing import FUNCTIONS, Hoist, text
 from twinlib.engine.template import TEMPLATE
 from twinlib.engine.trace import Observed, System
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-def _closure(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
-    while more := {(i, j) for i, k in pairs for k2, j in pairs if k == k2} - pairs:
-        pairs = pairs | more
-    return pairs
 
 
 def _number(e) -> str:
@@ -50,7 +45,7 @@ class Generator:
         self.cov = [(i, j) for a, i in enumerate(self.N) for j in self.N[: a + 1]]
         jacobian = {(i, j): s.jacobian(i, j) for i in range(len(s.x)) for j in range(len(s.x))}
         self.F = {ij: e for ij, e in jacobian.items() if e != 0}
-        self.phi = sorted(_closure({(i, i) for i in self.N} | {(i, j) for i, j in self.F if i in self.N and j in self.N}))
+        self.phi = sorted(closure({(i, i) for i in self.N} | {(i, j) for i, j in self.F if i in self.N and j in self.N}))
         self.layout = L = Layout()
         self.inputs = {u.name: 1 + i for i, u in enumerate(s.u)}  # rows of the step buffer; row 0 is the step's length
         self.doses = [1 + len(s.u) + d for d in range(len(s.dosed))]
@@ -308,7 +303,8 @@ class Generator:
         ]
         if self.sensitive:
             parts += [function("advance_sensitive", "S, B", self.step(self.ds)), *[function(f"derive_{m}", "S, D", self.derive(m)) for m in each]]
-        call = lambda pattern, over: "\n".join(pattern.replace("{m}", str(m)) for m in over)  # noqa: E731
+        call = lambda pattern, over, depth: indent("\n".join(pattern.replace("{m}", str(m)) for m in over) or "pass", 4 * depth * " ")  # noqa: E731
+        update = "predict_{m}(S, Y)\nif special:\n    censor_{m}(S, Y)\n"
         limits = lambda o: f"({-math.inf if o.lower is None else o.lower!r}, {math.inf if o.upper is None else o.upper!r})".replace("inf", "np.inf")  # noqa: E731
         L = self.layout
         rows = lambda pattern: "(" + "".join(f"{L.rows[pattern.replace('{m}', str(m))] * W}, " for m in each) + ")"  # noqa: E731
@@ -318,15 +314,13 @@ class Generator:
             ROW_C=self.row_c * W, ELL=L.rows["ell"] * W, NOISY=repr(tuple(L.rows[f"x{i}"] * W for i in self.N) or (0,)),
             SENSITIVE=self.sensitive, EXACT_STEP=self.exact, LOG=repr(tuple(o.log for o in s.observed)),
             LIMITS="(" + "".join(limits(o) + ", " for o in s.observed) + ")", E=rows("e_{m}"), V=rows("s_{m}"),
-            update=call("                predict_{m}(S, Y)\n                if special:\n                    censor_{m}(S, Y)\n                apply_{m}(S)", each),
+            update=call(update + "apply_{m}(S)", each, 3), update_seen=call(update + "apply_{m}(S)", each, 4),
             update_all=call(
-                "                for a in range(copies):\n                    predict_{m}(C_[a], Y)\n                    if special:\n"
-                "                        censor_{m}(C_[a], Y)\n                differences(C_, D, step, {m})\n"
-                "                accumulate_{m}(C_[0], D, G)\n                for a in range(copies):\n                    apply_{m}(C_[a])", each),
+                "for a in range(copies):\n    predict_{m}(C_[a], Y)\n    if special:\n        censor_{m}(C_[a], Y)\n"
+                "differences(C_, D, step, {m})\naccumulate_{m}(C_[0], D, G)\nfor a in range(copies):\n    apply_{m}(C_[a])", each, 4),
             update_sensitive=call(
-                "                predict_{m}(S, Y)\n                if special:\n                    censor_{m}(S, Y)\n"
-                "                derive_{m}(S, D)\n                accumulate_{m}(S, D, G)\n                apply_{m}(S)", each if self.sensitive else ()),
-            back=call("                backward_{m}(T, k*{NT}*{W}, R)".replace("{NT}", str(len(self.kept()))).replace("{W}", str(W)), reversed(each)),
+                update + "derive_{m}(S, D)\naccumulate_{m}(S, D, G)\napply_{m}(S)", each if self.sensitive else (), 4),
+            back=call(f"backward_{{m}}(T, k*{len(self.kept())}*{W}, R)", reversed(each), 3),
         )
 
 

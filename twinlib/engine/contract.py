@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -233,11 +234,16 @@ class Model:
         Raises ModelError where the units do not convert.
         """
         try:
-            amount = quantity(1.0, i.amount) / quantity(1.0, "kg" if i.per_weight else "")
-            return float((amount / quantity(1.0, self.time_unit)).to(i.unit).magnitude)
+            return _rate(i.amount, i.per_weight, self.time_unit, i.unit)
         except pint.errors.PintError as e:
             per = " per kg" if i.per_weight else ""
             raise ModelError(f"model {self.name}: input {i.name}: {i.amount}{per} over {self.time_unit} is no rate in {i.unit}: {e}") from None
+
+
+@lru_cache(maxsize=256)
+def _rate(amount: str, per_weight: bool, time_unit: str, unit: str) -> float:
+    """`amount` (per kg) over `time_unit` in `unit`. Kept: it is asked for every patient and scenario, and pint parses texts."""
+    return float((quantity(1.0, amount) / quantity(1.0, "kg" if per_weight else "") / quantity(1.0, time_unit)).to(unit).magnitude)
 
 
 def where_defined(function, key: str | None = None) -> str:

@@ -58,6 +58,13 @@ def names(expressions) -> set[str]:
     return {s.name for e in expressions for s in sp.sympify(e).free_symbols}
 
 
+def closure(pairs: set[tuple[int, int]]) -> set[tuple[int, int]]:
+    """All (i, j) that chains of the pairs lead to: the zero pattern of a matrix's powers."""
+    while more := {(i, j) for i, k in pairs for k2, j in pairs if k == k2} - pairs:
+        pairs = pairs | more
+    return pairs
+
+
 def blocks(rates: dict[str, sp.Expr]) -> list[list[str]]:
     """The variables in groups, each depending on itself and earlier groups only."""
     order = list(rates)
@@ -162,10 +169,7 @@ def propagator(rates: dict[str, sp.Expr], layout: Layout, inputs: dict[str, int]
     matrix = {(i, j): sp.diff(rates[a], symbol(b)) for i, a in enumerate(states) for j, b in enumerate(states)}
     matrix |= {(i, n): rates[a].xreplace(zero) for i, a in enumerate(states)}
     matrix = {ij: e for ij, e in matrix.items() if e != 0}
-    full = set(matrix) | {(i, i) for i in range(n + 1)}
-    while more := {(i, j) for i, k in full for k2, j in full if k == k2} - full:
-        full |= more
-    full = sorted(full)
+    full = sorted(closure(set(matrix) | {(i, i) for i in range(n + 1)}))
     used = names(matrix.values())
     lines = layout.load(m for m in used if m not in inputs) + [f"{m} = B[{inputs[m] * W} + l]" for m in sorted(used & set(inputs))]
     lines += ["h = B[l]"]

@@ -46,6 +46,11 @@ def load(source: str):
     return module
 
 
+def _starts(counts) -> np.ndarray:
+    """Where each of some stretches begins in their concatenation, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
 def _ranges(starts, counts) -> np.ndarray:
     """The integers starts[i] .. starts[i]+counts[i], one range after the other."""
     ends = np.cumsum(counts)
@@ -72,8 +77,7 @@ class Data:
     @classmethod
     def of(cls, constants: np.ndarray, schedules: Sequence[Schedule], readings: Sequence[np.ndarray]) -> Data:
         """From the patients' schedules and readings (slots, signals)."""
-        slots = np.cumsum([0] + [len(y) for y in readings])
-        steps = np.cumsum([0] + [len(s.lengths) for s in schedules])
+        slots, steps = _starts([len(y) for y in readings]), _starts([len(s.lengths) for s in schedules])
         ends = [s.ends + first for s, first in zip(schedules, steps)]
         whole = lambda parts, shape: np.ascontiguousarray(np.concatenate(parts)) if parts else np.zeros(shape)  # noqa: E731
         return cls(
@@ -95,9 +99,9 @@ class Data:
         slots = _ranges(self.slot_at[:-1][rows], self.slots[rows])
         per_slot = np.diff(self.step_at)[slots]
         steps = _ranges(self.step_at[:-1][slots], per_slot)
-        at = lambda counts: np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # noqa: E731
         return Data(
-            self.constants[rows], at(self.slots[rows]), at(per_slot), self.lengths[steps], self.rates[steps], self.doses[steps], self.readings[slots]
+            self.constants[rows], _starts(self.slots[rows]), _starts(per_slot), self.lengths[steps], self.rates[steps], self.doses[steps],
+            self.readings[slots],
         )
 
     def row(self, r: int) -> np.ndarray:
@@ -106,12 +110,11 @@ class Data:
 
     def counts(self) -> np.ndarray:
         """(rows,) number of readings."""
-        total = np.concatenate([[0], np.cumsum((~np.isnan(self.readings)).sum(1))])
-        return np.diff(total[self.slot_at])
+        return np.diff(_starts((~np.isnan(self.readings)).sum(1))[self.slot_at])
 
 
 class Kernel:
-    """Likelihood, derivatives, smoother and simulator of one model. Pickles as text; the worker compiles it.
+    """Likelihood, derivatives, smoother and simulator of one model. Pickles as the model's name and text; the worker compiles it.
 
     `theta` (lanes, fitted) is on the transformed scale; `who` (lanes,) names the data row of each lane. What differs by slot comes as
     (sum of the lanes' slots, ...), lane after lane.
@@ -134,7 +137,7 @@ class Kernel:
         doses = sum(i.spread == 0 for i in self.model.inputs)
         step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)))
         data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
-        theta, who = np.tile(self.model.prior_mean, (1, 1)), np.zeros(1, int)
+        theta, who = self.model.prior_mean[None], np.zeros(1, int)
         with np.errstate(all="ignore"):
             self.innovations(theta, who, data)
             for exact in {False, self.module.sensitive} if p else ():
@@ -151,10 +154,6 @@ class Kernel:
     def _arrays(data: Data):
         return data.constants, data.slot_at, data.step_at, data.lengths, data.rates, data.doses
 
-    @staticmethod
-    def _offsets(who, data: Data) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(data.slots[who])]).astype(np.int64)
-
     def _natural(self, theta) -> np.ndarray:
         return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
 
@@ -166,12 +165,12 @@ class Kernel:
         """What each reading adds to those before it: innovation and its variance (all slots, signals); 0 and 1 where none is."""
         return self._likelihood(theta, who, data, full=True)[1:]
 
-    def _likelihood(self, theta, who, data, full, halvings=0):
+    def _likelihood(self, theta, who, data, full):
         who = np.ascontiguousarray(who, np.int64)
-        to = self._offsets(who, data)
+        to = _starts(data.slots[who])
         shape = (to[-1], data.readings.shape[1]) if full else (0, 0)
         e, v, nll = np.empty(shape), np.empty(shape), np.empty(who.size)
-        self.module.likelihood_lanes(self._natural(theta), who, *self._arrays(data), data.readings, 2**halvings, full, to, e, v, nll)
+        self.module.likelihood_lanes(self._natural(theta), who, *self._arrays(data), data.readings, full, to, e, v, nll)
         return nll, e, v
 
     def derivatives(self, theta, who, data: Data, exact: bool | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -198,7 +197,7 @@ class Kernel:
     def smooth(self, theta, who, data: Data) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed noise (all slots, noisy states) and smoothed initial noisy states (lanes, noisy states)."""
         who, m = np.ascontiguousarray(who, np.int64), self.module
-        to = self._offsets(who, data)
+        to = _starts(data.slots[who])
         noise, start = np.zeros((to[-1], m.noisy_count)), np.zeros((who.size, m.noisy_count))
         if m.noisy_count:
             m.smooth_lanes(self._natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
@@ -207,7 +206,7 @@ class Kernel:
     def simulate(self, theta, who, data: Data, noise, start, halvings: int = 0) -> np.ndarray:
         """The signals (all slots, signals) under the given noise and start; `halvings` halves the step."""
         who = np.ascontiguousarray(who, np.int64)
-        to = self._offsets(who, data)
+        to = _starts(data.slots[who])
         out = np.empty((to[-1], data.readings.shape[1]))
         self.module.simulate_lanes(self._natural(theta), who, *self._arrays(data), 2**halvings, to, noise, start, out)
         return out

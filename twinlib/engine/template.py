@@ -38,12 +38,15 @@ def beyond(z):
 $parts
 
 @njit(**LOOP)
-def gather_parameters(S, P, C, l, i, row):
-    """Parameters of lane i and constants of its patient into place l."""
-    for k in range($NP):
-        S[$ROW_P + k*$W + l] = P[i, k]
-    for k in range($NC):
-        S[$ROW_C + k*$W + l] = C[row, k]
+def begin_lanes(S, P, C, rows, first):
+    """Parameters of the lanes first.. (the last one is repeated to fill up) and constants of their patients, and what follows from them."""
+    for l in range($W):
+        i = min(first + l, P.shape[0] - 1)
+        for k in range($NP):
+            S[$ROW_P + k*$W + l] = P[i, k]
+        for k in range($NC):
+            S[$ROW_C + k*$W + l] = C[rows[l], k]
+    init(S)
 
 
 @njit(**LOOP)
@@ -129,7 +132,7 @@ def gather_readings(Y, where, y):
 
 @njit(**LOOP)
 def prepare(rows, who, first):
-    """Data rows of the lanes first..; the last lane is repeated to fill up. The longest number of slots comes from `longest`."""
+    """Data rows of the lanes first.. (the last lane is repeated to fill up); True where all are the same."""
     same = True
     for l in range($W):
         rows[l] = who[min(first + l, who.size - 1)]
@@ -139,6 +142,7 @@ def prepare(rows, who, first):
 
 @njit(**LOOP)
 def longest(rows, slot_at):
+    """The largest number of slots of these rows."""
     n = 0
     for l in range($W):
         n = max(n, slot_at[rows[l] + 1] - slot_at[rows[l]])
@@ -146,7 +150,7 @@ def longest(rows, slot_at):
 
 
 @njit(**LOOP)
-def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nsub, full, to, E, V, nll):
+def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, full, to, E, V, nll):
     """P (lanes, $NP) natural parameters; who (lanes,) data row of each lane; the rest as in kernel.Data.
 
     nll (lanes,): minus log likelihood without the constant log(2 pi)/2 per reading; E, V (sum of the lanes' slots, $NY): innovation and
@@ -159,18 +163,15 @@ def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nsub, full, to,
     where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
-        for l in range($W):
-            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
-        init(S)
+        begin_lanes(S, P, C, rows, first)
         for k in range(longest(rows, slot_at)):
             for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                if gather_step(B, begin, count, same, j, h, u, dose, 1.0/nsub):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
                     jump(S, B)
-                for _ in range(nsub):
-                    advance(S, B)
+                advance(S, B)
             seen, special = gather_readings(Y, where, y)
             if seen:
-$update
+$update_seen
             if full:
                 for l in range(min($W, who.size - first)):
                     if where[l] >= 0:
@@ -221,9 +222,7 @@ def copies_lanes(P, who, C, slot_at, step_at, h, u, dose, y, step, nll, g, H):
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
         for a in range(copies):
-            for l in range($W):
-                gather_parameters(C_[a], P[:, a], C, l, min(first + l, who.size - 1), rows[l])
-            init(C_[a])
+            begin_lanes(C_[a], P[:, a], C, rows, first)
         G[:] = 0.0
         for k in range(longest(rows, slot_at)):
             for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
@@ -250,9 +249,7 @@ def sensitive_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nll, g, H):
     where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
-        for l in range($W):
-            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
-        init(S)
+        begin_lanes(S, P, C, rows, first)
         G[:] = 0.0
         for k in range(longest(rows, slot_at)):
             for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
@@ -261,7 +258,6 @@ def sensitive_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nll, g, H):
                 advance_sensitive(S, B)
             seen, special = gather_readings(Y, where, y)
             if seen:
-                pass
 $update_sensitive
         normal_out(S, G, first, who.size, nll, g, H)
 
@@ -277,9 +273,7 @@ def smooth_lanes(P, who, C, slot_at, step_at, h, u, dose, y, to, noise, start):
     where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
-        for l in range($W):
-            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
-        init(S)
+        begin_lanes(S, P, C, rows, first)
         n = longest(rows, slot_at)
         T = np.zeros(n*$NT*$W)
         for k in range(n):
@@ -290,21 +284,17 @@ def smooth_lanes(P, who, C, slot_at, step_at, h, u, dose, y, to, noise, start):
                 advance_map(S, B)
             carry(S)
             special = gather_readings(Y, where, y)[1]
-            if True:
 $update
             keep(S, T, k*$NT*$W)
         R[:] = 0.0
         for k in range(n - 1, -1, -1):
-            if True:
 $back
             disturb(T, k*$NT*$W, R, B)
             for l in range(min($W, who.size - first)):
                 if k < slot_at[rows[l] + 1] - slot_at[rows[l]]:
                     for a in range($NN):
                         noise[to[first + l] + k, a] = B[a*$W + l]
-        for l in range($W):
-            gather_parameters(S, P, C, l, min(first + l, who.size - 1), rows[l])
-        init(S)
+        begin_lanes(S, P, C, rows, first)
         start_out(S, R, B)
         for l in range(min($W, who.size - first)):
             for a in range($NN):
@@ -321,10 +311,7 @@ def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, sta
     where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
-        for l in range($W):
-            i = min(first + l, who.size - 1)
-            gather_parameters(S, P, C, l, i, rows[l])
-        init(S)
+        begin_lanes(S, P, C, rows, first)
         for l in range($W):
             for a in range($NN):
                 S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]

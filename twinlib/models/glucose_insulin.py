@@ -86,10 +86,14 @@ class GlucoseInsulin(Model):
         return {"glucose": additive(x.interstitial_glucose, SENSOR_SD)}
 
     def patient_constants(self, batch):
-        """Mean background insulin of the episode and the first reading."""
-        background = batch.total("insulin_basal") + batch.total("insulin_long_acting")
-        minutes = batch.minutes * batch.covariate("body_weight")
-        return {"basal_insulin": 1000.0 * background / minutes, "first_glucose": batch.first("glucose")}
+        return basal_and_first(batch)
+
+
+def basal_and_first(batch) -> dict[str, np.ndarray]:
+    """Mean background insulin of the episode (mU/kg/min) and the first reading (mg/dL)."""
+    background = batch.total("insulin_basal") + batch.total("insulin_long_acting")
+    minutes = batch.minutes * batch.covariate("body_weight")
+    return {"basal_insulin": 1000.0 * background / minutes, "first_glucose": batch.first("glucose")}
 
 
 MODEL = GlucoseInsulin()

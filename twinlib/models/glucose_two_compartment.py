@@ -7,10 +7,9 @@ random processes are marginalised by the Kalman filter: the flux of glucose that
 apart like this, the flux does not take over what insulin and meals do (docs/architecture.md).
 """
 
-import numpy as np
-
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
 from twinlib.engine.expressions import positive, tanh
+from twinlib.models.glucose_insulin import basal_and_first
 
 VI = quantity(0.126, "L/kg")  # insulin distribution volume
 UPTAKE = quantity(0.75, "mg/dL/min")  # insulin-dependent uptake at basal glucose and insulin
@@ -136,10 +135,7 @@ class GlucoseTwoCompartment(Model):
         return {"glucose": additive(x.interstitial_glucose + x.sensor_error, WHITE_SD)}
 
     def patient_constants(self, batch):
-        """Mean background insulin of the episode and the first reading."""
-        background = batch.total("insulin_basal") + batch.total("insulin_long_acting")
-        minutes = batch.minutes * batch.covariate("body_weight")
-        return {"basal_insulin": 1000.0 * background / minutes, "first_glucose": batch.first("glucose")}
+        return basal_and_first(batch)
 
 
 MODEL = GlucoseTwoCompartment()

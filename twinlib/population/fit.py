@@ -48,11 +48,14 @@ class Stopwatch:
 class Fitter:
     """Everything a worker needs to fit a batch; pickles small (the kernel travels as text)."""
 
-    model: Model
     kernel: Kernel
     prior: Prior
     config: FitConfig
     seed: int
+
+    @property
+    def model(self) -> Model:
+        return self.kernel.model
 
     @property
     def model_version(self) -> str:
