@@ -3,8 +3,9 @@ and a sensor error with memory.
 
 Structure after Dalla Man 2007 and 2014 (UVA/Padova): plasma and tissue glucose with saturable uptake; insulin acts on uptake through a remote
 compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Two
-random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. Held
-apart like this, the flux does not take over what insulin and meals do (docs/architecture.md).
+random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. The
+flux's size is the patient's own, from a prior near nothing: where it need not be, it does not take over what insulin and meals do, and where life
+has much of it the readings say so (docs/accuracy.md).
 """
 
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
@@ -18,8 +19,8 @@ DIRECT = 0.206  # absorption from the first depot straight into plasma, as a sha
 BRAIN = quantity(0.54, "mg/dL/min")  # uptake by the brain, constant
 MICHAELIS = quantity(126.0, "mg/dL")  # tissue glucose at half of the largest uptake
 RENAL_RATE, RENAL_THRESHOLD = quantity(0.0005, "1/min"), quantity(180.0, "mg/dL")
-PRODUCTION_CORNER = quantity(0.15, "mg/dL/min")  # softness of the floor of production
-UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.001, "1/min"), quantity(5.0, "mg/dL")
+PRODUCTION_CORNER = quantity(0.05, "mg/dL/min")  # softness of the floor of production
+UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL")
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 5.0, quantity(0.64, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (2 steps: to 7 %)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
@@ -57,7 +58,7 @@ class GlucoseTwoCompartment(Model):
         ("quickening_share", "", 0.153, 0.38, "logit"),
         ("glucose_absorption_rate", "1/min", 0.146, 1.0),
         ("sensor_lag", "min", 10.9, 0.25),
-        ("flux_sd", "mg/dL/min", 0.1, 0.2),
+        ("flux_sd", "mg/dL/min", 0.05, 1.5),
         ("flux_correlation_time", "min", 60.0, 0.2),
         ("sensor_sd", "mg/dL", 11.0, 0.3),
         ("sensor_correlation_time", "min", 25.0, 0.3),
