@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import simglucose
+from benchmarks import forecasts, simglucose
 from twinlib.config import FitConfig
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.engine.trace import trace
@@ -174,6 +174,8 @@ def main() -> None:
     for name, how in (("model_right", life.Life()), ("life", life.REAL)):
         result[name] = accuracy(own_cases(how, 7))[0]
         print(f"{name} done", file=sys.stderr)
+    real = SHARED / "t1d_uom_core"
+    result["forecasts_60_min"] = forecasts.forecasts(fitter(), real) if real.is_dir() else None
     out = REPO / "out" / "benchmarks" / "whatif.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n")

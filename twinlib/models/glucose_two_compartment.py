@@ -24,7 +24,7 @@ UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL"
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 5.0, quantity(0.64, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (2 steps: to 7 %)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
-WHITE_SD = quantity(2.0, "mg/dL")  # error of a reading without memory
+WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
 _SOURCE = "UVA/Padova 2008: median and log-SD of 20 virtual patients, mapped (docs/accuracy.md)"
 

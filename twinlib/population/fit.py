@@ -20,6 +20,7 @@ from twinlib.config import FitConfig
 from twinlib.engine import mode, posterior
 from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
+from twinlib.engine.moves import move
 from twinlib.engine.normal import Normal
 from twinlib.models.batch import Batch, decode
 from twinlib.population.priors import Prior
@@ -91,6 +92,9 @@ class Fitter:
         keys, part, prior = [batch.ids[r] for r in rows], data.take(rows), prior.take(rows)
         theta, readings = modes.theta[rows], part.counts()
         sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
+        kept = posterior.resample(sampled, keys, self.seed, self.config.draws)
+        if self.config.moves:
+            kept, _ = move(kernel, part, prior, kept, covariance[rows], keys, self.seed, self.config.moves)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
         return modes, covariance, rows, {
             "n_observations": readings,
@@ -100,7 +104,7 @@ class Fitter:
             "pareto_k": sampled.pareto_k,
             "effective_draws": sampled.effective_draws,
             "spectrum": posterior.spectrum(sampled, prior),
-            "draws": posterior.resample(sampled, keys, self.seed, self.config.draws).reshape(len(rows), -1),
+            "draws": kept.reshape(len(rows), -1),
             "summary": self._summaries(sampled, prior),
         } | self._check(theta, part)
 
