@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -16,8 +16,9 @@ from twinlib.errors import ConfigError, DataError
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
 from twinlib.fusion.judge import judge
+from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
-from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
@@ -50,12 +51,12 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
-    entries = interpret(sources, load_vocabulary(config.vocabulary))
-    return fuse(spark, sources, entries, key)
+    vocabulary = load_vocabulary(config.vocabulary)
+    return fuse(spark, sources, interpret(sources, vocabulary), key, vocabulary.sensors)
 
 
-def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes) -> Ingested:
-    """`ingest` for opened sources and their interpreted entries."""
+def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor]) -> Ingested:
+    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
     judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
@@ -67,7 +68,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
     kept = settled.filter("kept")
     return Ingested(
         patients=_patients(final, settled),
-        observations=_observations(kept),
+        observations=_observations(kept, entries, sensors),
         exposures=_exposures(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
@@ -107,11 +108,13 @@ def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
 
 
-def _observations(kept: DataFrame) -> DataFrame:
+def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
     df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE
+        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
     )
-    return OBSERVATIONS.conform(df)
+    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
+    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
+    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:

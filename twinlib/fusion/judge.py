@@ -44,6 +44,7 @@ COLUMNS = (
     "end",
     "value",
     "label",
+    "device",
     "utc_offset_minutes",
     "available_at",
     "quality",

@@ -46,6 +46,7 @@ def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning,
                     attributes=entry.patient,
                     has_end=entry.end is not None,
                     has_available=entry.available_at is not None,
+                    has_device=group.device is not None and entry.observation is not None,
                 ),
                 group,
                 entry,
@@ -194,7 +195,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
                     chosen = _chosen(group, entry, block)
                     wanted |= chosen
                     if chosen.any():
-                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed)
+                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed, key, namespace)
                 ignored += int((~wanted).sum())
     except Unreadable as e:
         yield faults([(None, e.code, e.detail, "{}")])
@@ -253,6 +254,8 @@ def _select(
     raw_id: str | None,
     known: str | None,
     needed: set[str],
+    key: bytes,
+    namespace: str,
 ) -> pa.RecordBatch:
     keep, n = pa.array(chosen), int(chosen.sum())
     columns = {name: c.filter(keep) for name, c in block.columns.items()} if n < len(chosen) else block.columns
@@ -270,11 +273,14 @@ def _select(
         "duration": cell(entry.duration.column if entry.duration else None),
         "available": cell(entry.available_at),
         "label": cell(entry.label),
+        "device": cell(group.device if entry.observation else None),
         "unit": cell(value.unit_column if value else None),
         "value": pa.array([repr(value.constant)] * n, pa.string())
         if value and value.column is None
         else cell(value.column if value else None),
     }
+    if group.device:
+        fields["device"] = pc.utf8_slice_codeunits(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"]), 0, 12)
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
     return _batch(

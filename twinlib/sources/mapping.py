@@ -184,7 +184,8 @@ class Entry(Strict):
 
 
 class FileGroup(Strict):
-    """Files of one layout. `missing` are the texts of an empty cell; `hide` are columns that quarantine must not keep."""
+    """Files of one layout. `missing` are the texts of an empty cell; `hide` are columns that quarantine must not keep; `device` is the
+    column that names the device, which leaves the file under a pseudonym only."""
 
     name: Name
     glob: Texts
@@ -198,6 +199,7 @@ class FileGroup(Strict):
     missing: Texts = ("",)
     hide: Texts = ()
     patient: PatientId
+    device: str | None = None
     time: Clock | None = None
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
@@ -223,9 +225,14 @@ class FileGroup(Strict):
     def clock(self, entry: Entry) -> Clock | None:
         return None if entry.patient else entry.time or self.time
 
+    @property
+    def hidden(self) -> set[str]:
+        """Columns whose texts must not be kept."""
+        return {*self.hide, *([self.device] if self.device else [])}
+
     def columns(self, entry: Entry) -> set[str]:
         """Every column that the entry reads."""
-        return entry.columns | self._shared(entry)
+        return entry.columns | self._shared(entry) | ({self.device} if self.device and entry.observation else set())
 
     def required(self, entry: Entry) -> set[str]:
         """Columns without which a file cannot be read for the entry. Others may lack where no row of a file needs them."""
