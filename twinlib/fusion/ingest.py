@@ -156,7 +156,7 @@ def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]
     details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
     df = judged.filter("reason IS NOT NULL").join(details, ["entry", "reason"], "left")
     return QUARANTINE.conform(
-        df.select("source", "file", "line", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+        df.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
     )
 
 

@@ -71,7 +71,7 @@ def unparsable_time() -> Column:
     return F.col("wall").isNull()
 
 
-@rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: minutes of local time minus UTC, within 18 hours")
+@rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within 18 hours")
 def unparsable_offset() -> Column:
     faulty = F.col("offset_minutes").isNull() | (F.abs("offset_minutes") > 18 * 60)
     return F.when(F.col("needs_offset"), faulty).otherwise(F.col("offset").isNotNull() & faulty)

@@ -98,11 +98,12 @@ EXPOSURES = Table(
 QUARANTINE = Table(
     "quarantine",
     "One row per refused record, verbatim, with the reason.",
-    ("source", "file", "line"),
+    ("source", "file", "line", "part"),
     (
         Column("source", _text, "name of the mapping that read the record", nullable=False),
         Column("file", _text, "source file, patient identifiers replaced by the pseudonym"),
         Column("line", _long, "line or record number in the file, from 1"),
+        Column("part", _int, "number of the record within its line, from 1, where a line holds several (wide files)"),
         Column("patient_id", _text, "keyed pseudonym where the patient is known"),
         Column("reason", _text, "reason code: unparsable_time, unknown_unit, out_of_range, negative_amount, …", nullable=False),
         Column("detail", _text, "column and expectation that the record failed", nullable=False),
