@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
+from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
 from twinlib.fusion.judge import judge
@@ -57,7 +58,9 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
 
 def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor]) -> Ingested:
     """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
-    judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+    read = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
+    judged = clock_jumps.applied(spark, read, clock_jumps.find(read, sensed))
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
     final = _overrule(judged, wrong_units).join(known, "entry", "inner")
@@ -72,7 +75,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
         exposures=_exposures(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
-        cached=(judged, wrong_units, settled),
+        cached=(read, wrong_units, settled),
     )
 
 
@@ -100,7 +103,8 @@ def _contradictions(spark: SparkSession, judged: DataFrame, entries: Sequence[En
 def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
     """Refuses all records of a patient, entry and unit that contradict their unit."""
     df = judged.join(F.broadcast(contradictions), ["entry", "patient_id", "unit"], "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
+    wrong = F.coalesce("contradicted", F.lit(False))
+    return df.withColumn("reason", overruled(F.col("reason"), wrong, "unit_contradicts_values")).drop("contradicted")
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
