@@ -73,6 +73,7 @@ class EpisodeConfig(Strict):
     minimum_wear_hours: Annotated[float, Field(ge=0)] = 24.0
     require: tuple[str, ...] = ("insulin_bolus", "carbohydrate")
     body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
+    leave_out: tuple[str, ...] = ("flat_line", "jump", "compression_low", "overlap")  # flags of readings that a fit must not see
 
 
 class FitConfig(Strict):

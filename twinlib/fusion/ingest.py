@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -13,11 +13,13 @@ from pyspark.sql import functions as F
 
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
+from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
 from twinlib.fusion.judge import judge
+from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
-from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
@@ -50,13 +52,15 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
-    entries = interpret(sources, load_vocabulary(config.vocabulary))
-    return fuse(spark, sources, entries, key)
+    vocabulary = load_vocabulary(config.vocabulary)
+    return fuse(spark, sources, interpret(sources, vocabulary), key, vocabulary.sensors)
 
 
-def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes) -> Ingested:
-    """`ingest` for opened sources and their interpreted entries."""
-    judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor]) -> Ingested:
+    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
+    read = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
+    judged = clock_jumps.applied(spark, read, clock_jumps.find(read, sensed))
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
     final = _overrule(judged, wrong_units).join(known, "entry", "inner")
@@ -67,11 +71,11 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
     kept = settled.filter("kept")
     return Ingested(
         patients=_patients(final, settled),
-        observations=_observations(kept),
+        observations=_observations(kept, entries, sensors),
         exposures=_exposures(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
-        cached=(judged, wrong_units, settled),
+        cached=(read, wrong_units, settled),
     )
 
 
@@ -99,7 +103,8 @@ def _contradictions(spark: SparkSession, judged: DataFrame, entries: Sequence[En
 def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
     """Refuses all records of a patient, entry and unit that contradict their unit."""
     df = judged.join(F.broadcast(contradictions), ["entry", "patient_id", "unit"], "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
+    wrong = F.coalesce("contradicted", F.lit(False))
+    return df.withColumn("reason", overruled(F.col("reason"), wrong, "unit_contradicts_values")).drop("contradicted")
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
@@ -107,11 +112,13 @@ def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
 
 
-def _observations(kept: DataFrame) -> DataFrame:
+def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
     df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE
+        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
     )
-    return OBSERVATIONS.conform(df)
+    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
+    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
+    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
@@ -153,7 +160,7 @@ def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]
     details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
     df = judged.filter("reason IS NOT NULL").join(details, ["entry", "reason"], "left")
     return QUARANTINE.conform(
-        df.select("source", "file", "line", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+        df.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
     )
 
 
