@@ -66,13 +66,15 @@ class SourceConfig(Strict):
 
 
 class EpisodeConfig(Strict):
-    """How a patient's record is cut into episodes, and which of them may be fitted."""
+    """How a patient's record is cut into episodes, and which of them may be fitted. What is left open follows from the model: a sensor's
+    signal needs 144 readings and 24 hours of wear, and a bolus and a meal where they are inputs; sparse readings need to be one."""
 
-    days: Annotated[int, Field(ge=1, le=90)] = 14
-    minimum_readings: Annotated[int, Field(ge=1)] = 144
-    minimum_wear_hours: Annotated[float, Field(ge=0)] = 24.0
-    require: tuple[str, ...] = ("insulin_bolus", "carbohydrate")
+    days: Annotated[int, Field(ge=1, le=90)] | Literal["all"] = 14
+    minimum_readings: Annotated[int, Field(ge=1)] | None = None
+    minimum_wear_hours: Annotated[float, Field(ge=0)] | None = None
+    require: tuple[str, ...] | None = None
     body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
+    stand_ins: dict[str, float] = {}  # the same for other covariates of the model
 
 
 class FitConfig(Strict):

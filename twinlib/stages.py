@@ -22,9 +22,10 @@ from pyspark.sql import functions as F
 from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError
 from twinlib.fusion import packing
 from twinlib.fusion.ingest import ingest
+from twinlib.fusion.layout import Layout, layout
+from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.population import fit as fitting
 from twinlib.population import priors
 from twinlib.progress import progress
@@ -37,9 +38,7 @@ from twinlib.whatif import simulate as simulation
 from twinlib.whatif.scenarios import load_scenarios
 
 log = logging.getLogger("twinlib")
-STEP = 5  # minutes, grid of CGM timelines
 EPISODE = ["patient_id", "model", "episode"]
-STAND_INS = {"body_weight": "body_weight_kg"}  # covariate -> setting of `episodes` that stands in where no value is known
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class Plan:
     """A checked configuration: everything that can be known to be wrong before Spark starts has been looked at."""
 
     config: RunConfig
+    layout: Layout
     fitter: fitting.Fitter
     simulator: simulation.Simulator | None
     attributes: cohorts.Attributes
@@ -59,10 +59,7 @@ class Plan:
         """
         config = load(path)
         model = models.find(config.fit.model)
-        packing.check(config.episodes, model.name, model.agents, STEP)
-        lacking = set(model.covariates) - set(STAND_INS)
-        if lacking:
-            raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
+        packed = layout(model, load_vocabulary(config.vocabulary), config.episodes)
         fitter = fitting.Fitter(Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
         simulator = None
         if config.simulate:
@@ -71,7 +68,7 @@ class Plan:
         known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates)
         cohorts.check_all(config.cohorts, known)
         sources.load_key(config.pseudonym_key)
-        plan = cls(config, fitter, simulator, known)
+        plan = cls(config, packed, fitter, simulator, known)
         if config.generate is None:
             plan.check_sources()
         return plan
@@ -166,17 +163,14 @@ class Night:
 
     def fuse(self) -> None:
         """Observations and exposures to packed timelines."""
-        s, model = self.storage, self.plan.fitter.model
+        s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
         versions = [s.version(t) for t in tables]
-        with self._stage("fuse", ("episodes",), model.name, *versions, writes=(schemas.TIMELINES,)) as stage:
+        with self._stage("fuse", ("episodes",), repr(self.plan.layout), *versions, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
-            s.replace(schemas.TIMELINES, packing.pack(
-                observations, exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
-                {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
-            ))
+            s.replace(schemas.TIMELINES, packing.pack(observations, exposures, patients, self.plan.layout))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 
     def fit(self) -> None:

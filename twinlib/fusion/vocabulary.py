@@ -55,7 +55,10 @@ class Quantity(Strict):
 
 
 class Signal(Quantity):
+    """`grid_minutes`: a sensor's signal, whose readings stand on a grid of that many minutes; without, each keeps its own instant."""
+
     plausible: Range
+    grid_minutes: Literal[1, 3, 5, 15] | None = None
 
 
 class Agent(Quantity):

@@ -36,13 +36,13 @@ def _provenance() -> tuple[Column, ...]:
 
 
 SIGNALS = ArrayType(
-    StructType([StructField("signal", _text, False), StructField("minutes", _floats, True), StructField("values", _floats, False)])
+    StructType([StructField("signal", _text, False), StructField("minutes", _reals, True), StructField("values", _floats, False)])
 )
 INPUTS = ArrayType(
     StructType(
         [
             StructField("input", _text, False),
-            StructField("minutes", _floats, False),
+            StructField("minutes", _reals, False),
             StructField("amounts", _floats, False),
             StructField("durations", _floats, False),
             StructField("labels", _texts, False),
@@ -136,10 +136,10 @@ TIMELINES = Table(
         Column("minutes", _int, "length of the episode", "min", nullable=False),
         Column("step_minutes", _int, "grid of the gridded signals; slot k stands for minute k*step and holds the readings within half a step of it", "min", nullable=False),
         Column("utc_offset_minutes", _int, "local time minus UTC at the start", "min", nullable=False),
-        Column("signals", SIGNALS, "observed signals in canonical units; minutes null = on the grid, NaN = missing", nullable=False),
-        Column("inputs", INPUTS, "events by agent: minute from the start, total amount in canonical units, duration in minutes (0 = at once), label", nullable=False),
-        Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = a default stood in for a missing one", nullable=False),
-        Column("wear_fraction", _real, "share of the whole episode that the sensor was worn: readings times their usual spacing (median, 5 to 15 min)", "1", nullable=False),
+        Column("signals", SIGNALS, "observed signals in the model's units; minutes from the start, null = on the grid; NaN = missing", nullable=False),
+        Column("inputs", INPUTS, "events by agent: minute from the start, total amount in the model's unit, duration in minutes (0 = at once), label", nullable=False),
+        Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = none was known: the stand-in, or NaN without one", nullable=False),
+        Column("wear_fraction", _real, "share of the whole episode that the sensor was worn: readings times their usual spacing (median, 5 to 15 min); null without a sensor", "1"),
         Column("status", _text, "whether the row may be fitted", nullable=False, values=("ready", "insufficient_data")),
         Column("reason", _text, "why not, where it may not"),
         Column("content_hash", _text, "hash of all that the fit reads", nullable=False),
