@@ -87,6 +87,39 @@ class FitConfig(Strict):
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
 
+class EffectConfig(Strict):
+    """A covariate's effect on a parameter, on the parameter's transformed scale."""
+
+    parameter: str
+    covariate: str  # a signal as it was known at the episode's start, or age_years or female
+    kind: Literal["linear", "log", "below", "category"] = "linear"
+    reference: float | None = None  # where the effect is nothing (linear, log: the median unless given; category: the most frequent level), or the bound (below)
+    fixed: float | None = None  # the coefficient, where it is not to be estimated (0.75: allometric clearance)
+
+    @model_validator(mode="after")
+    def _bound(self):
+        if self.kind == "below" and self.reference is None:
+            raise ValueError("kind `below` needs `reference`")
+        if self.kind == "category" and self.fixed is not None:
+            raise ValueError("a category has one coefficient per level: none can be fixed")
+        return self
+
+
+class LearnConfig(Strict):
+    """How the population is estimated (docs/population.md)."""
+
+    omega: Literal["full", "diagonal"] | tuple[tuple[str, ...], ...] = "diagonal"  # or blocks of parameters that vary together
+    effects: tuple[EffectConfig, ...] = ()
+    fixed: tuple[str, ...] = ()  # parameters that keep the model's prior (or `start`)
+    start: dict[str, float] = {}  # first guesses, on the natural scale
+    sample: Annotated[int, Field(ge=2)] = 10_000  # patients; beyond it a stratified sample is learnt from
+    phenotypes: Annotated[int, Field(ge=1, le=9)] = 1  # most components of the mixture; BIC chooses
+    draws: Annotated[int, Field(ge=40, le=65536)] = 256
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 200
+    tolerance: Annotated[float, Field(gt=0)] = 1e-3  # of every free parameter, on the transformed scale
+    rivals: tuple[str, ...] = ()  # other models of the same records, compared patient by patient
+
+
 class SimulateConfig(Strict):
     scenarios: str  # YAML file
     minimum_wear_fraction: Annotated[float, Field(ge=0, le=1)] = 0.7  # CGM consensus
@@ -110,6 +143,7 @@ class RunConfig(Strict):
     vocabulary: str | None = None  # YAML file with more signals, agents and units (see docs/sources.md)
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()
+    learn: LearnConfig = LearnConfig()
     simulate: SimulateConfig | None = None
     cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
 
