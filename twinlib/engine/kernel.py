@@ -21,7 +21,6 @@ from twinlib.engine.contract import Model
 from twinlib.engine.schedule import Schedule
 from twinlib.engine.trace import trace
 
-MERGED = 5  # steps that become one in a coarse copy of the data
 STEP = 1e-4  # of the copies, on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 
 
@@ -70,19 +69,18 @@ def _plan(step_at, fresh):
 
 
 @njit(cache=True)
-def _merged(step_at, lengths, fresh, most):
-    """Up to `most` consecutive steps of a slot as one, where nothing changes between them: first steps of the slots, lengths, the first of
-    the steps that became one, and which differ from the one before."""
+def _merged(step_at, lengths, fresh, longest):
+    """Consecutive steps of a slot as one, up to a length of `longest`, where nothing changes between them: first steps of the slots, lengths,
+    the first of the steps that became one, and which differ from the one before."""
     to, at, h, new = np.empty_like(step_at), np.empty(lengths.size, np.int64), np.empty_like(lengths), np.empty_like(fresh)
     n = 0
     for slot in range(step_at.size - 1):
-        to[slot], count = n, most
+        to[slot] = n
         for s in range(step_at[slot], step_at[slot + 1]):
-            if count < most and not fresh[s]:
+            if s > step_at[slot] and not fresh[s] and h[n - 1] + lengths[s] <= longest:
                 h[n - 1] += lengths[s]
-                count += 1
             else:
-                h[n], at[n], count = lengths[s], s, 1
+                h[n], at[n] = lengths[s], s
                 n += 1
     to[-1] = n
     for i in range(n):
@@ -138,10 +136,9 @@ class Data:
             self.fresh[steps], self.readings[slots],
         )
 
-    @functools.cached_property
-    def coarse(self) -> Data:
-        """The same with longer steps, as far as inputs and readings allow, up to MERGED of these."""
-        step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, MERGED)
+    def coarse(self, longest: float) -> Data:
+        """The same with steps of up to `longest`, as far as inputs and readings allow."""
+        step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, (1 + 1e-9) * longest)
         return replace(self, step_at=step_at, lengths=lengths, rates=self.rates[first], doses=self.doses[first], fresh=fresh)
 
     def row(self, r: int) -> np.ndarray:
@@ -195,6 +192,11 @@ class Kernel:
     def nominal_step(self) -> float:
         """Nominal step in the model's time unit; infinite where the propagator is exact."""
         return np.inf if self.module.exact_step else self.model.step
+
+    @property
+    def search_step(self) -> float:
+        """Longest step with which the search for a mode begins."""
+        return self.model.search_step or 2 * self.model.step
 
     @staticmethod
     def _arrays(data: Data):
