@@ -15,6 +15,7 @@ CONFIG = {
     "generate": {"patients": 12, "days": 7, "start": "2026-01-05"},
     "sources": [{"mapping": f"conf/mappings/{m}.yaml", "root": r} for m, r in (("patients_csv", "."), ("t1d_uom", "t1d_uom"), ("tidepool_json", "tidepool"))],
     "episodes": {"days": 7},
+    "disclosure": {"smallest_cell": 1},
     "simulate": {"scenarios": str(REPO / "conf" / "scenarios.yaml")},
     "cohorts": [{"name": "everyone"}, {"name": "nobody", "where": "tir > 100"}],
 }

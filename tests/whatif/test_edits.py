@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from twinlib.models.timeline import Events, joined
 from twinlib.whatif.edits import Add, Align, Cap, Remove, Scale, Shift
-from twinlib.whatif.selection import Clock, Near, Where, in_window
+from twinlib.whatif.selection import Scene, Near, Where, in_window
 
-DAY = Clock(minutes=1440)
-TWO_DAYS = Clock(minutes=2880)
+DAY = Scene(minutes=1440)
+TWO_DAYS = Scene(minutes=2880)
 BOLUS, MEAL, BASAL = ("bolus",), ("meal",), ("basal",)
 
 
@@ -32,7 +32,7 @@ def test_scale_touches_only_the_window_and_the_label():
 def test_window_across_midnight_and_the_local_clock():
     assert in_window((1320, 120), np.array([1319, 1320, 1439, 0, 119, 120])).tolist() == [False, True, True, True, True, False]
     bolus = Events.of([0, 60, 120], [1, 1, 1])
-    late = Clock(minutes=1440, local_start=1380)  # minute 0 is 23:00
+    late = Scene(minutes=1440, local_start=1380)  # minute 0 is 23:00
     out = edited(Scale(input=BOLUS, factor=3, where=Where(time="23:30-00:30")), late, bolus=bolus)["bolus"]
     assert out.amounts.tolist() == [1, 3, 1]
 
@@ -113,7 +113,7 @@ def test_add_gives_an_event_every_day_at_local_time():
         Add(input=MEAL, amount=15.0, at="22:00", duration=10.0, label=" Snack "), TWO_DAYS, meal=Events.of([2000], [5.0])
     )
     assert rows(out["meal"]) == [(1320, 15, 10, "snack"), (2000, 5, 0, ""), (2760, 15, 10, "snack")]
-    fresh = edited(Add(input=MEAL, amount=1.0, at="00:30"), Clock(minutes=1440, local_start=60))
+    fresh = edited(Add(input=MEAL, amount=1.0, at="00:30"), Scene(minutes=1440, local_start=60))
     assert rows(fresh["meal"]) == [(1410, 1, 0, "")]
 
 
@@ -143,7 +143,7 @@ def test_moves_conserve_every_amount_and_keep_order(bolus, meal, where, start, m
         Shift(input=BOLUS, minutes=minutes, where=where),
         Align(input=BOLUS, minutes=minutes, to=Near(input=MEAL), where=where),
     ):
-        out = edited(edit, Clock(2880, start), bolus=bolus, meal=meal)["bolus"]
+        out = edited(edit, Scene(2880, start), bolus=bolus, meal=meal)["bolus"]
         assert sorted(zip(out.amounts, out.durations, out.labels)) == sorted(zip(bolus.amounts, bolus.durations, bolus.labels))
         assert np.all(np.diff(out.minutes) >= 0) and np.all((out.minutes >= 0) & (out.minutes < 2880))
 
@@ -151,7 +151,7 @@ def test_moves_conserve_every_amount_and_keep_order(bolus, meal, where, start, m
 @settings(max_examples=200, deadline=None)
 @given(bolus=events, meal=events, where=wheres, start=starts)
 def test_scale_by_one_is_the_identity_and_by_zero_leaves_what_remove_leaves(bolus, meal, where, start):
-    clock = Clock(2880, start)
+    clock = Scene(2880, start)
     assert edited(Scale(input=BOLUS, factor=1.0, where=where), clock, bolus=bolus, meal=meal)["bolus"] is bolus or not len(bolus)
     zero = edited(Scale(input=BOLUS, factor=0.0, where=where), clock, bolus=bolus, meal=meal)["bolus"]
     kept = edited(Remove(input=BOLUS, where=where), clock, bolus=bolus, meal=meal)["bolus"]
@@ -173,7 +173,7 @@ def test_scaling_a_window_scales_exactly_what_is_delivered_in_it(bolus, span, st
     begin, end = (int(t[:2]) * 60 + int(t[3:]) for t in span.split("-"))
     of_day = (np.arange(2880 + 2001) + start) % 1440
     inside = (of_day >= begin) & (of_day < end) if begin < end else (of_day >= begin) | (of_day < end)
-    out = edited(Scale(input=BOLUS, factor=0.25, where=Where(time=span)), Clock(2880, start), bolus=bolus)["bolus"]
+    out = edited(Scale(input=BOLUS, factor=0.25, where=Where(time=span)), Scene(2880, start), bolus=bolus)["bolus"]
     assert np.allclose(delivered(out), delivered(bolus) * np.where(inside, 0.25, 1.0), atol=1e-9)
     assert np.all(np.diff(out.minutes) >= 0)
 

@@ -104,6 +104,15 @@ class Data:
             self.readings[slots],
         )
 
+    def between(self, first: int, last: int) -> Data:
+        """The slots first..last of data of one row, with the steps that lead up to them."""
+        at = self.step_at[first : last + 1]
+        steps = slice(at[0], at[-1])
+        return Data(
+            self.constants, np.array([0, last - first]), at - at[0], self.lengths[steps], self.rates[steps], self.doses[steps],
+            self.readings[first:last],
+        )
+
     def row(self, r: int) -> np.ndarray:
         """(slots, signals) readings of row r."""
         return self.readings[self.slot_at[r] : self.slot_at[r + 1]]
@@ -154,9 +163,6 @@ class Kernel:
     def _arrays(data: Data):
         return data.constants, data.slot_at, data.step_at, data.lengths, data.rates, data.doses
 
-    def _natural(self, theta) -> np.ndarray:
-        return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
-
     def likelihood(self, theta, who, data: Data) -> np.ndarray:
         """(lanes,) minus log likelihood without the constant log(2 pi)/2 per reading."""
         return self._likelihood(theta, who, data, full=False)[0]
@@ -170,7 +176,7 @@ class Kernel:
         to = _starts(data.slots[who])
         shape = (to[-1], data.readings.shape[1]) if full else (0, 0)
         e, v, nll = np.empty(shape), np.empty(shape), np.empty(who.size)
-        self.module.likelihood_lanes(self._natural(theta), who, *self._arrays(data), data.readings, full, to, e, v, nll)
+        self.module.likelihood_lanes(self.natural(theta), who, *self._arrays(data), data.readings, full, to, e, v, nll)
         return nll, e, v
 
     def derivatives(self, theta, who, data: Data, exact: bool | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,7 +188,7 @@ class Kernel:
         n, p = theta.shape
         nll, g, h = np.empty(n), np.empty((n, p)), np.empty((n, p, p))
         if self.module.sensitive if exact is None else exact:
-            natural = self._natural(theta)
+            natural = self.natural(theta)
             self.module.sensitive_lanes(natural, who, *self._arrays(data), data.readings, nll, g, h)
             fitted = self.model.fitted_natural(theta)
             slope = np.stack([q.slope(fitted[:, j]) for j, q in enumerate(self.model.fitted)], axis=1)
@@ -191,7 +197,7 @@ class Kernel:
         else:
             copies = np.repeat(theta[:, None], 1 + p, axis=1)
             copies[:, 1 + np.arange(p), np.arange(p)] += STEP
-            self.module.copies_lanes(self._natural(copies), who, *self._arrays(data), data.readings, STEP, nll, g, h)
+            self.module.copies_lanes(self.natural(copies), who, *self._arrays(data), data.readings, STEP, nll, g, h)
         return nll, g, h
 
     def smooth(self, theta, who, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -200,13 +206,46 @@ class Kernel:
         to = _starts(data.slots[who])
         noise, start = np.zeros((to[-1], m.noisy_count)), np.zeros((who.size, m.noisy_count))
         if m.noisy_count:
-            m.smooth_lanes(self._natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
+            m.smooth_lanes(self.natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
         return noise, start
 
     def simulate(self, theta, who, data: Data, noise, start, halvings: int = 0) -> np.ndarray:
         """The signals (all slots, signals) under the given noise and start; `halvings` halves the step."""
+        state = np.empty((len(who), len(self.model.states)))
+        return self._simulate(self.natural(theta), who, data, noise, start, False, state, 2**halvings)
+
+    def natural(self, theta) -> np.ndarray:
+        """(lanes, parameters) natural values of all parameters, as `begin` and `resume` take them."""
+        return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
+
+    def begin(self, natural, who, data: Data, start) -> np.ndarray:
+        """(lanes, states) the states at the start of each lane's patient."""
+        state = np.empty((len(who), len(self.model.states)))
+        nothing = Data(data.constants, np.zeros(len(data) + 1, np.int64), np.zeros(1, np.int64), data.lengths, data.rates, data.doses, data.readings[:0])
+        self._simulate(natural, who, nothing, np.empty((0, self.module.noisy_count)), start, False, state)
+        return state
+
+    def resume(self, natural, who, data: Data, noise, state: np.ndarray) -> np.ndarray:
+        """Like `simulate`, from `state` (lanes, states) on, which is moved to the end of the data. Going on piece by piece gives the bits of
+        one run over all pieces."""
+        return self._simulate(natural, who, data, noise, state[:, :0], True, state)
+
+    def _simulate(self, natural, who, data, noise, start, resume, state, substeps=1):
         who = np.ascontiguousarray(who, np.int64)
         to = _starts(data.slots[who])
         out = np.empty((to[-1], data.readings.shape[1]))
-        self.module.simulate_lanes(self._natural(theta), who, *self._arrays(data), 2**halvings, to, noise, start, out)
+        start = np.ascontiguousarray(start)
+        self.module.simulate_lanes(natural, who, *self._arrays(data), substeps, to, noise, start, resume, state, out)
         return out
+
+    def disturb(self, theta, who, data: Data, z, z_start) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A course of the noise that the model expects, from standard normal numbers z (all slots, noisy states) and z_start (lanes, noisy
+        states): noise and start as `smooth` gives them, the signals without error, and the variance of a reading's error (all slots,
+        signals; on the log scale where the error is)."""
+        who = np.ascontiguousarray(who, np.int64)
+        to = _starts(data.slots[who])
+        noise, start = np.empty((to[-1], self.module.noisy_count)), np.array(z_start, np.float64, order="C")
+        out, variance = (np.empty((to[-1], data.readings.shape[1])) for _ in range(2))
+        z = np.ascontiguousarray(z, np.float64)
+        self.module.disturb_lanes(self.natural(theta), who, *self._arrays(data), z, to, noise, start, out, variance)
+        return noise, start, out, variance

@@ -16,6 +16,9 @@ LOG_2PI = 1.8378770664093453
 LANE = dict(fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy", cache=True)
 LOOP = dict(error_model="numpy", cache=True, nogil=True)
 NOISY = $NOISY
+STATES = $STATES
+COV_C = $COV_C
+COV_Q = $COV_Q
 LOG = $LOG
 LIMITS = $LIMITS
 E_ROWS = $E
@@ -302,8 +305,11 @@ $back
 
 
 @njit(**LOOP)
-def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, start, out):
-    """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals."""
+def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, start, resume, state, out):
+    """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals.
+
+    state (lanes, $NX): all states, as they are at the end; at the beginning too where `resume` (start is not read then).
+    """
     S = np.zeros($SIZE)
     B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
     Z = np.zeros($NY*$W)
@@ -313,8 +319,12 @@ def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, sta
         same = prepare(rows, who, first)
         begin_lanes(S, P, C, rows, first)
         for l in range($W):
-            for a in range($NN):
-                S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
+            if resume:
+                for a in range($NX):
+                    S[STATES[a] + l] = state[min(first + l, who.size - 1), a]
+            else:
+                for a in range($NN):
+                    S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
         for k in range(longest(rows, slot_at)):
             for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
                 if gather_step(B, begin, count, same, j, h, u, dose, 1.0/nsub):
@@ -330,4 +340,70 @@ def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, sta
                 if where[l] >= 0:
                     for m in range($NY):
                         out[to[first + l] + k, m] = Z[m*$W + l]
+        for l in range(min($W, who.size - first)):
+            for a in range($NX):
+                state[first + l, a] = S[STATES[a] + l]
+
+
+@njit(**LOOP)
+def root_times(S, at, l, z, out):
+    """out = L z, with L L' the covariance whose lower triangle stands in the rows `at` of lane l. No variance, no noise."""
+    L = np.zeros(($NN, $NN))
+    n = 0
+    for i in range($NN):
+        out[i] = 0.0
+        for j in range(i + 1):
+            t = S[at[n] + l]
+            n += 1
+            for k in range(j):
+                t -= L[i, k]*L[j, k]
+            if i == j:
+                L[i, i] = math.sqrt(t) if t > 0.0 else 0.0
+            else:
+                L[i, j] = t/L[j, j] if L[j, j] > 0.0 else 0.0
+            out[i] += L[i, j]*z[j]
+
+
+@njit(**LOOP)
+def disturb_lanes(P, who, C, slot_at, step_at, h, u, dose, z, to, noise, start, out, variance):
+    """A new course of the noise from standard normal numbers: start (lanes, $NN) holds those of the initial states and receives these states,
+    z (sum of the lanes' slots, $NN) those of the slots, whose noise goes to `noise`; out: the signals; variance: of a reading's error."""
+    S = np.zeros($SIZE)
+    B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
+    Z = np.zeros($NY*$W)
+    one = np.zeros($NN)
+    rows = np.zeros($W, np.int64)
+    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        same = prepare(rows, who, first)
+        begin_lanes(S, P, C, rows, first)
+        for l in range(min($W, who.size - first)):
+            root_times(S, COV_C, l, start[first + l], one)
+            for a in range($NN):
+                S[NOISY[a] + l] += one[a]
+                start[first + l, a] = S[NOISY[a] + l]
+        for k in range(longest(rows, slot_at)):
+            begin_slot(S)
+            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
+                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+                    jump(S, B)
+                advance_map(S, B)
+            B[:] = 0.0
+            for l in range(min($W, who.size - first)):
+                if where[l] >= 0:
+                    root_times(S, COV_Q, l, z[to[first + l] + k], one)
+                    for a in range($NN):
+                        B[a*$W + l] = one[a]
+                        noise[to[first + l] + k, a] = one[a]
+            noise_in(S, B)
+            values(S, Z)
+            for l in range(min($W, who.size - first)):
+                if where[l] >= 0:
+                    for m in range($NY):
+                        out[to[first + l] + k, m] = Z[m*$W + l]
+            variances(S, Z)
+            for l in range(min($W, who.size - first)):
+                if where[l] >= 0:
+                    for m in range($NY):
+                        variance[to[first + l] + k, m] = Z[m*$W + l]
 ''')
