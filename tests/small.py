@@ -17,6 +17,11 @@ CONFIG = {
     "episodes": {"days": 7},
     "disclosure": {"smallest_cell": 1},
     "simulate": {"scenarios": str(REPO / "conf" / "scenarios.yaml")},
+    "subgroups": [{"by": "sex"}],
+    "recommend": [{
+        "name": "doses", "scenarios": ["bolus_*", "basal_*"], "objective": "tir",
+        "safety": [{"outcome": "tbr_54", "above": 1, "probability": 0.05}],
+    }],
     "cohorts": [{"name": "everyone"}, {"name": "nobody", "where": "tir > 100"}],
 }
 

@@ -70,7 +70,8 @@ class Plan:
         if config.recommend and simulator is None:
             raise ConfigError("recommend: needs simulate")
         policies = tuple(recommend.Policies.of(r, names, found) for r in config.recommend)
-        known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates, tuple(o.name for o in found))
+        described = (tuple(q.name for q in model.fitted), model.covariates, *([tuple(o.name for o in found)] if simulator else []))
+        known = cohorts.Attributes(*described)
         cohorts.check_all(config.cohorts, known)
         cohorts.check_subgroups(config.subgroups, known)
         sources.load_key(config.pseudonym_key)

@@ -75,10 +75,9 @@ def _spacing(trace: Trace) -> float:
 
 def _sums(trace: Trace) -> dict[str, np.ndarray]:
     if "cgm" not in trace.memo:
-        rows = np.ascontiguousarray(trace.values.reshape(-1, trace.values.shape[-1]), dtype=np.float64)
-        out = np.empty((len(rows), len(_SUMS)))
+        out = np.empty((len(trace.rows), len(_SUMS)))
         spacing = _spacing(trace)
-        _summed(np.ascontiguousarray(trace.minutes, dtype=np.float64), rows, spacing, out)
+        _summed(np.ascontiguousarray(trace.minutes, dtype=np.float64), trace.rows, spacing, out)
         shaped = out.reshape(*trace.values.shape[:-1], len(_SUMS))
         trace.memo["cgm"] = {name: shaped[..., j] for j, name in enumerate(_SUMS)} | {"weeks": shaped[..., 0] * (spacing / 10080)}
     return trace.memo["cgm"]

@@ -37,9 +37,15 @@ class Trace:
     days: float = np.nan  # length of the time that `given` covers
 
     @cached_property
+    def rows(self) -> np.ndarray:
+        """(traces, n) the values, C-contiguous."""
+        shape = self.values.shape
+        return np.ascontiguousarray(self.values, dtype=np.float64).reshape(int(np.prod(shape[:-1])), shape[-1])
+
+    @cached_property
     def known(self) -> np.ndarray:
         """(n,) instants at which every draw has a value."""
-        return ~np.isnan(self.values.reshape(-1, self.values.shape[-1])).any(axis=0)
+        return ~np.isnan(self.rows).any(axis=0)
 
     @cached_property
     def memo(self) -> dict:
