@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from twinlib.engine.codegen import generate
 from twinlib.engine.contract import Model
@@ -30,13 +31,10 @@ def load(source: str):
     The text lies in a file named by its own hash, so numba's disk cache hits in every worker of the machine and is never stale.
     The folder is $TWINLIB_KERNELS, or one in the user's temporary folder.
     """
-    key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("TWINLIB_KERNELS") or Path(tempfile.gettempdir()) / f"twinlib-kernels-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"twinlib_kernel_{key}"
-    path = folder / f"{name}.py"
+    path = _path(source)
+    name = path.stem
     if not path.exists() or path.read_text() != source:
-        part = folder / f".{name}.{os.getpid()}"
+        part = path.with_name(f".{name}.{os.getpid()}")
         part.write_text(source)
         part.replace(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -44,6 +42,12 @@ def load(source: str):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _path(source: str) -> Path:
+    folder = Path(os.environ.get("TWINLIB_KERNELS") or Path(tempfile.gettempdir()) / f"twinlib-kernels-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / f"twinlib_kernel_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
 
 
 def _starts(counts) -> np.ndarray:
@@ -139,7 +143,11 @@ class Kernel:
         return load(self.source)
 
     def compile(self) -> float:
-        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already)."""
+        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already).
+
+        One process of a machine at a time: two that compile side by side take some functions from each other's cache, inline them or not,
+        and then differ in the last bit.
+        """
         began = time.monotonic()
         p, c = len(self.model.fitted), len(self.model.constants)
         count = len(self.model.inputs)
@@ -147,7 +155,7 @@ class Kernel:
         step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)))
         data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
         theta, who = self.model.prior_mean[None], np.zeros(1, int)
-        with np.errstate(all="ignore"):
+        with FileLock(_path(self.source).with_suffix(".lock")), np.errstate(all="ignore"):
             self.innovations(theta, who, data)
             for exact in {False, self.module.sensitive} if p else ():
                 self.derivatives(theta, who, data, exact)

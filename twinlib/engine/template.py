@@ -346,22 +346,40 @@ def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, sta
 
 
 @njit(**LOOP)
-def root_times(S, at, l, z, out):
-    """out = L z, with L L' the covariance whose lower triangle stands in the rows `at` of lane l. No variance, no noise."""
-    L = np.zeros(($NN, $NN))
+def root_times(S, at, l, z, A, out):
+    """out = L z, with L L' the covariance whose lower triangle stands in the rows `at` of lane l; A: room for it.
+
+    Cholesky with pivots, the state whose variance is least explained by those before it first: over a short slot the covariance is nearly singular
+    and, as it was integrated, not quite positive. Directions without variance get no noise.
+    """
     n = 0
     for i in range($NN):
         out[i] = 0.0
         for j in range(i + 1):
-            t = S[at[n] + l]
+            A[i, j] = S[at[n] + l]
+            A[j, i] = A[i, j]
             n += 1
-            for k in range(j):
-                t -= L[i, k]*L[j, k]
-            if i == j:
-                L[i, i] = math.sqrt(t) if t > 0.0 else 0.0
-            else:
-                L[i, j] = t/L[j, j] if L[j, j] > 0.0 else 0.0
-            out[i] += L[i, j]*z[j]
+    for i in range($NN):
+        A[$NN, i] = A[i, i]  # the variance to begin with; 0 = done
+    for _ in range($NN):
+        p = -1
+        most = 1e-9
+        for i in range($NN):
+            if A[$NN, i] > 0.0 and A[i, i] > most*A[$NN, i]:
+                most = A[i, i]/A[$NN, i]
+                p = i
+        if p < 0:
+            break
+        root = math.sqrt(A[p, p])
+        for i in range($NN):
+            if A[$NN, i] > 0.0:
+                A[$NN + 1, i] = A[i, p]/root
+                out[i] += A[$NN + 1, i]*z[p]
+        for i in range($NN):
+            for j in range($NN):
+                if A[$NN, i] > 0.0 and A[$NN, j] > 0.0:
+                    A[i, j] -= A[$NN + 1, i]*A[$NN + 1, j]
+        A[$NN, p] = 0.0
 
 
 @njit(**LOOP)
@@ -372,13 +390,14 @@ def disturb_lanes(P, who, C, slot_at, step_at, h, u, dose, z, to, noise, start, 
     B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
     Z = np.zeros($NY*$W)
     one = np.zeros($NN)
+    A = np.zeros(($NN + 2, $NN))
     rows = np.zeros($W, np.int64)
     where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
         same = prepare(rows, who, first)
         begin_lanes(S, P, C, rows, first)
         for l in range(min($W, who.size - first)):
-            root_times(S, COV_C, l, start[first + l], one)
+            root_times(S, COV_C, l, start[first + l], A, one)
             for a in range($NN):
                 S[NOISY[a] + l] += one[a]
                 start[first + l, a] = S[NOISY[a] + l]
@@ -391,7 +410,7 @@ def disturb_lanes(P, who, C, slot_at, step_at, h, u, dose, z, to, noise, start, 
             B[:] = 0.0
             for l in range(min($W, who.size - first)):
                 if where[l] >= 0:
-                    root_times(S, COV_Q, l, z[to[first + l] + k], one)
+                    root_times(S, COV_Q, l, z[to[first + l] + k], A, one)
                     for a in range($NN):
                         B[a*$W + l] = one[a]
                         noise[to[first + l] + k, a] = one[a]

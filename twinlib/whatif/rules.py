@@ -105,7 +105,7 @@ class Suspend(Adjust):
             rising = loop.sensor > loop.previous
             low = (loop.sensor < self.now_below) | (loop.sensor + self.ahead * loop.slope(self.history) < self.below)
             off = low & ~rising
-            recent = was[np.searchsorted(loop.minutes, loop.now - self.window) : loop.k].sum(axis=0)
+            recent = was[np.searchsorted(loop.minutes, loop.now + loop.length - self.window) : loop.k].sum(axis=0)
             off &= recent + loop.length <= self.longest
             was[loop.k] = np.where(off, loop.length, 0.0)
             loop.scale(self.input, np.where(off, self.factor, 1.0))

@@ -124,6 +124,7 @@ def simulate(rows: DataFrame, simulator: Simulator, partitions: int) -> DataFram
     arrow = to_arrow_schema(OUTCOMES_TABLE.schema, timezone="UTC")
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        simulator.kernel.compile()
         for batch in batches:
             table = pa.Table.from_batches([batch])
             for first in range(0, table.num_rows, 16):
