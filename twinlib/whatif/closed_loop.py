@@ -175,7 +175,8 @@ def run(
             if feed.dose is not None:
                 dose[:, :, feed.dose] = _scaled(dose[:, :, feed.dose], f, feed.doses[steps])
         for a in agents:
-            rates[:, :, feeds[a].column] += extra[a][k - 1][:, None]
+            if extra[a][k - 1].any():
+                rates[:, :, feeds[a].column] += extra[a][k - 1][:, None]
         for a, amount in doses.items():
             dose[:, 0, feeds[a].dose] += amount * feeds[a].scale
         piece = Data(
@@ -197,6 +198,8 @@ def run(
         length, day = loop.length / unit, int((minutes[k] - scene.begin) // DAY)
         at_once = {}
         for a, amount in loop.doses.items():
+            if not amount.any():
+                continue
             feed = feeds[a]
             changed[a][:, day] += amount
             loop.given[a][k] += amount
@@ -208,6 +211,7 @@ def run(
             per_hour = per_hour * loop.factors.get(a, 1.0)
             extra[a][k] += per_hour * (unit / 60.0) * feeds[a].scale
             changed[a][:, day] += per_hour * (loop.length / 60.0)
+        loop.factors = {a: f for a, f in loop.factors.items() if (f != 1.0).any()}
         for a, f in loop.factors.items():
             steps = slice(at[k + 1], at[k + 2])
             own = (feeds[a].rates[steps] * schedule.lengths[steps]).sum() + (feeds[a].doses[steps].sum() if feeds[a].doses is not None else 0.0)
