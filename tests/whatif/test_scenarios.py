@@ -235,10 +235,15 @@ def test_other_models_bring_their_own_inputs(load):
     assert apply(s, {}, minutes=2880)["statin"].minutes.tolist() == [480, 1920]
 
 
+def test_the_shipped_closed_loops_are_valid():
+    names = [s.name for s in load_scenarios(REPO / "conf/closed_loop.yaml", KNOWN, ("insulin_sensitivity",))]
+    assert "both_0_9_1_2" in names and len(names) == 5 + 3 + 4 + 12 + 2
+
+
 def test_every_example_of_the_documentation_is_valid(load):
     text = (REPO / "docs/scenarios.md").read_text()
     blocks = [b.split("```")[0] for b in text.split("```yaml\n")[1:]]
     files = [b for b in blocks if b.startswith(("aliases:", "scenarios:"))]
     assert files
     for block in files:
-        load(block)
+        load(block, (*KNOWN, "drug"))
