@@ -161,7 +161,7 @@ def links(config: IdentityConfig, judged: DataFrame, sources: Sequence[Source], 
 
 def identities(spark: SparkSession, found: Sequence[Link], sources: Sequence[Source]) -> DataFrame:
     """IDENTITIES of the links."""
-    rows = [(x.patient, sources[x.origin].name, x.canonical, x.status, x.reason) for x in found]
+    rows = [(x.canonical, x.patient, sources[x.origin].name, x.status, x.reason) for x in found]
     return spark.createDataFrame(rows, IDENTITIES.schema)
 
 

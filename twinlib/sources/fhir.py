@@ -297,10 +297,14 @@ def _medications(root: str, files: tuple[File, ...]) -> pa.Table:
     with duckdb.connect() as db:
         for macro in _MACROS:
             db.execute(macro)
-        found = [db.sql(f"SELECT j.id, j.code FROM (SELECT from_json(NULL::JSON, '{schema}') AS j) LIMIT 0").to_arrow_table()]
+
+        def picked(resources: pa.Array) -> pa.Table:
+            db.register("raw", pa.table({"r": resources}))
+            return db.sql(f"SELECT j.id, j.code FROM (SELECT from_json(r, '{schema}') AS j FROM raw)").to_arrow_table()
+
+        found = [picked(pa.array([], pa.string()))]
         for file in files:
             with system.open_input_stream(file.path) as stream:
                 for block in read(_group("medication", (file,)), stream, set(), set()):
-                    db.register("raw", pa.table({"r": block.record}))
-                    found.append(db.sql(f"SELECT j.id, j.code FROM (SELECT from_json(r, '{schema}') AS j FROM raw)").to_arrow_table())
+                    found.append(picked(block.record))
     return pa.concat_tables(found)

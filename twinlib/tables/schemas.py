@@ -112,11 +112,11 @@ EVENTS = Table(
 IDENTITIES = Table(
     "identities",
     "One row per person of a source who was found to be, or might be, a person known under another id.",
-    ("source_patient_id", "source"),
+    ("patient_id", "source_patient_id", "source"),
     (
+        Column("patient_id", _text, "pseudonym that stands in all other tables", nullable=False),
         Column("source_patient_id", _text, "pseudonym of the person's own id in the source", nullable=False),
         Column("source", _text, "name of the source", nullable=False),
-        Column("patient_id", _text, "pseudonym that stands in all other tables", nullable=False),
         Column("status", _text, "linked: one person; conflict: the evidence contradicts itself and nothing was merged", nullable=False, values=("linked", "conflict")),
         Column("reason", _text, "crosswalk, identifier, or for a conflict shared_identifier (one identifier, two people of a source), chain (links lead to two people of a source), crosswalk (one id, two persons)", nullable=False),
     ),
