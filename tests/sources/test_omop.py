@@ -12,14 +12,14 @@ from twinlib.errors import DataError
 from twinlib.fusion.vocabulary import load_vocabulary
 
 MEASUREMENT = """
-measurement_id person_id measurement_concept_id measurement_date measurement_datetime operator_concept_id value_as_number unit_concept_id measurement_source_value measurement_source_concept_id unit_source_value
-1 7 3004410 2020-01-02 2020-01-02_08:30:00 0 7.1 8554 4548-4 0 %
-2 7 3004410 2020-02-02 2020-02-02_00:00:00 0 7.3 8554 4548-4 0 %
-3 7 0 2020-03-02 - 0 5.5 0 2345-7 0 mmol/L
-4 7 3025315 2020-03-02 - 0 80 9529 weight 0 kg
-5 7 3049187 2020-03-02 - 4172704 90 9117 egfr 0 -
-6 7 9999999 2020-03-02 - 0 90 9117 unheard_of 0 -
-7 7 3025315.0 2020-03-03 - - 81 9529.0 weight 0 kg
+measurement_id person_id measurement_concept_id measurement_date measurement_datetime operator_concept_id value_as_number unit_concept_id measurement_source_value measurement_source_concept_id unit_source_value measurement_time
+1 7 3004410 2020-01-02 2020-01-02_08:30:00 0 7.1 8554 4548-4 0 % -
+2 7 3004410 2020-02-02 2020-02-02_00:00:00 0 7.3 8554 4548-4 0 % 2020-02-02
+3 7 0 2020-03-02 - 0 5.5 0 2345-7 0 mmol/L 07:15:00
+4 7 3025315 2020-03-02 - 0 80 9529 weight 0 kg -
+5 7 3049187 2020-03-02 - 4172704 90 9117 egfr 0 - -
+6 7 9999999 2020-03-02 - 0 90 9117 unheard_of 0 - -
+7 7 3025315.0 2020-03-03 - - 81 9529.0 weight 0 kg -
 """
 DRUGS = """
 drug_exposure_id person_id drug_concept_id drug_exposure_start_date drug_exposure_start_datetime drug_exposure_end_date drug_exposure_end_datetime verbatim_end_date days_supply drug_source_value
@@ -43,7 +43,7 @@ def test_measurements_by_concept_then_by_source_code(cdm):
     assert sorted(got) == [
         (2, "hba1c", "2020-01-02 08:30:00", "7.1", "%", None),
         (3, "hba1c", "2020-02-02", "7.3", "%", None),  # midnight is some time that day
-        (4, "blood_glucose", "2020-03-02", "5.5", "mmol/L", "source_code source_unit"),
+        (4, "blood_glucose", "2020-03-02 07:15:00", "5.5", "mmol/L", "source_code source_unit"),
         (5, "body_weight", "2020-03-02", "80", "kg", None),
         (6, "egfr", "2020-03-02", "90", "mL/min/{1.73_m2}", "above_limit"),
         (8, "body_weight", "2020-03-03", "81", "kg", None),
@@ -89,7 +89,7 @@ def test_parquet_tells_the_same_as_csv(cdm, tmp_path_factory):
 
 
 def test_a_row_keeps_no_raw_id(tmp_path):
-    table(tmp_path, "person", "person_id gender_concept_id year_of_birth month_of_birth day_of_birth person_source_value\n4711 8532 1950 7 - SECRET")
+    table(tmp_path, "person", "Person_Id gender_concept_id year_of_birth month_of_birth day_of_birth PERSON_SOURCE_VALUE\n4711 8532 1950 7 - SECRET")
     found, _ = records({"kind": "omop", "root": str(tmp_path), "identifier_system": "urn:mrn"})
     (person,) = found
     assert (person["sex"], person["birth_date"]) == ("female", "1950-07-15")

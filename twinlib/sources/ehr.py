@@ -30,8 +30,9 @@ _MADE = {f.name for f in RECORDS_ARROW} - {"file", "line", "patient_id", "identi
 class Table:
     """One table or resource: its files, how they are read, and the query that makes records of them.
 
-    own: number of the entry that tally and broken rows are counted under. columns: those that the query reads. masks: query from
-    (n, record, raw, patient_id, display) to the text of a row that may be kept, without anything that names the patient.
+    own: number of the entry that tally and broken rows are counted under. columns: those that the query reads; hidden: those that the
+    record of a row must not have. masks: query from (n, record, raw, patient_id, display) to the text of a row that may be kept, without
+    anything that names the patient. macros, extra: what the queries need besides, small tables by name.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Table:
     masks: str
     columns: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
     extra: tuple[tuple[str, pa.Table], ...] = ()
     macros: tuple[str, ...] = MACROS
 
@@ -177,7 +179,7 @@ def _batch(db, table: Table, file: File, block: Block, rows: pa.Table, key: byte
     if block.record is not None:
         record = block.record.take(at)
     else:
-        record = _as_json(db, {name: c.take(at) for name, c in block.columns.items()})
+        record = _as_json(db, {name: c.take(at) for name, c in block.columns.items() if name.lower() not in table.hidden})
     display = column("display") if "display" in rows.column_names else pa.nulls(len(at), pa.string())
     place = pa.array(range(len(at)), pa.int64())
     db.register("rows", pa.table({"n": place, "record": record, "raw": raw, "patient_id": ids, "display": display}))

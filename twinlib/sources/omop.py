@@ -37,8 +37,9 @@ _SEXES = {"8507": "male", "8532": "female", "8521": "other", "8551": "unknown"}
 def _time(table: str, which: str = "") -> str:
     """A date, or an instant where one is stated: `<table>_<which>datetime` other than midnight, or a time of day beside the date."""
     day, instant = f"{table}_{which}date", f"{table}_{which}datetime"
-    return f"""CASE WHEN {instant} IS NOT NULL AND NOT regexp_matches({instant}, '[T ]00:00(:00(\\.0*)?)?$') 
-      THEN {instant} ELSE coalesce(left({day}, 10), left({instant}, 10)) END"""
+    clock = "WHEN regexp_matches(measurement_time, '^[012]\\d:\\d\\d(:\\d\\d)?$') THEN left(measurement_date, 10) || ' ' || measurement_time"
+    return f"""CASE WHEN {instant} IS NOT NULL AND NOT regexp_matches({instant}, '[T ]00:00(:00(\\.0*)?)?$') THEN {instant}
+      {clock if table == "measurement" else ""} ELSE coalesce(left({day}, 10), left({instant}, 10)) END"""
 
 
 def _codings(concept: str, source: str, text: str) -> str:
@@ -101,9 +102,7 @@ FROM raw LEFT JOIN sexes s ON whole(gender_concept_id) = s.concept_id"""
 
 _DEATHS = f"SELECT n, 0 AS entry, person_id AS patient, {_time('death')} AS time FROM raw"
 
-# a row without its patient, and without what the source calls the person or the visit
-_MASKS = """SELECT n, json_merge_patch(record, json_object('person_id', patient_id, 'PERSON_ID', NULL, 'person_source_value', NULL,
-  'PERSON_SOURCE_VALUE', NULL))::VARCHAR AS text FROM rows"""
+_MASKS = "SELECT n, json_merge_patch(record, json_object('person_id', patient_id))::VARCHAR AS text FROM rows"
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ _TABLES = {
     **{
         t: _kind(
             _measured(t), "signals", f"{t}_concept_id {t}_date value_as_number",
-            f"{t}_datetime {t}_source_concept_id {t}_source_value unit_concept_id unit_source_value operator_concept_id",
+            f"{t}_datetime {t}_source_concept_id {t}_source_value unit_concept_id unit_source_value operator_concept_id measurement_time",
         )
         for t in ("measurement", "observation")
     },
@@ -175,7 +174,7 @@ def omop_source(config: SourceConfig, vocabulary: Vocabulary) -> EhrSource:
         tables += [
             Table(
                 name=table, group=_group(table, some, config.root), files=some, own=own, codes=codes, query=query, masks=_MASKS,
-                columns=kind.columns, required=kind.required, extra=concepts.tables(vocabulary, config.identifier_system),
+                columns=kind.columns, required=kind.required, hidden=("person_id", "person_source_value"), extra=concepts.tables(vocabulary, config.identifier_system),
             )
             for some in _layouts(files[table], config.root)
         ]  # fmt: skip
