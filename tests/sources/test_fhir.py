@@ -3,7 +3,7 @@
 import pytest
 
 from tests.sources.ehr import KEY, LOINC, RXNORM, SNOMED, coding, lab, ndjson, records
-from twinlib.errors import DataError
+from twinlib.errors import ConfigError, DataError
 from twinlib.sources.pseudonym import pseudonym
 
 
@@ -144,6 +144,19 @@ def test_no_name_of_the_patient_is_kept(tmp_path):
     found, _ = read(tmp_path, Observation=[resource])
     assert "Jane" not in str(found) and "Patient/a1" not in str(found)
     assert f"Patient/{pseudonym(KEY, '', 'a1')}" in found[0]["record"]
+
+
+def test_files_are_known_by_their_first_line_and_codes_by_any_system(tmp_path):
+    own = "http://hospital.example/items"
+    ndjson(tmp_path, Observation=[lab("a", "4548-4", 7.1, "%", "2020-01-02"), lab("a", "1", 70, "mg/dL", "2020-01-02") | {"code": coding(own, "50931")}])
+    (tmp_path / "Observation.ndjson").rename(tmp_path / "HospitalLabs.ndjson")
+    vocabulary = tmp_path / "vocabulary.yaml"
+    vocabulary.write_text(f'codes: {{blood_glucose: {{"{own}": [50931]}}}}')
+    found, _ = records({"kind": "fhir", "root": str(tmp_path)}, vocabulary=str(vocabulary))
+    assert facts(found, "value", "flags") == [("blood_glucose", "70", None), ("hba1c", "7.1", None)]
+    vocabulary.write_text("codes: {blood_glucose: {loink: [1]}}")
+    with pytest.raises(ConfigError, match="unknown code system 'loink'"):
+        records({"kind": "fhir", "root": str(tmp_path)}, vocabulary=str(vocabulary))
 
 
 def test_a_folder_without_resources_is_an_error(tmp_path):

@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from twinlib.config import Strict, read_yaml, validate
 from twinlib.errors import ConfigError
@@ -16,7 +16,16 @@ from twinlib.errors import ConfigError
 BUILT_IN = ("vocabulary.yaml", "vocabulary_ehr.yaml")
 KINDS = ("dose", "rate", "treatment")
 HIERARCHIES = ("icd10", "icd9", "atc")  # code systems in which a code stands for all that begin with it
-System = Literal["loinc", "snomed", "rxnorm", "icd10", "icd9", "atc", "act", "omop", "names"]
+SYSTEMS = ("loinc", "snomed", "rxnorm", "icd10", "icd9", "atc", "act", "omop", "names")
+
+
+def _system(name: str) -> str:
+    if name not in SYSTEMS and ":" not in name:
+        raise ValueError(f"unknown code system {name!r}; expected one of {', '.join(SYSTEMS)}, or the URI of another one")
+    return name
+
+
+System = Annotated[str, AfterValidator(_system)]
 Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)]
 
 

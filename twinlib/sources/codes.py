@@ -50,7 +50,8 @@ def code_tables(entries: Iterable[tuple[int, str]], vocabulary: Vocabulary, conc
     exact, patterns, words = [], [], []
     for entry, name in entries:
         systems = vocabulary.codes.get(name, {})
-        for system, uris in URIS.items():
+        others = {s: (s,) for s in systems if s not in URIS and s != "names"}  # named by their URI
+        for system, uris in (URIS | others).items():
             codes = dict.fromkeys((*systems.get(system, ()), *(concepts.get(name, ()) if system == "omop" else ())))
             for uri in uris:
                 own = uri == uris[0]

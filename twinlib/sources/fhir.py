@@ -226,7 +226,10 @@ _RESOURCES = {
 def fhir_source(config: SourceConfig, vocabulary: Vocabulary) -> EhrSource:
     """The source. Raises DataError where the folder cannot be listed or holds no resource that is read."""
     name, found = config.name or config.kind, find(config.root)
-    files = {r: tuple(f for f in found if _holds(f, r)) for r in (*_RESOURCES, "Medication")}
+    files: dict[str, tuple[File, ...]] = dict.fromkeys((*_RESOURCES, "Medication"), ())
+    for file in found:
+        resource = _resource(config.root, file, tuple(files))
+        files[resource] = (*files.get(resource, ()), file)
     if not any(files[r] for r in _RESOURCES):
         raise DataError(f"{config.root}: no FHIR resources; expected files such as Patient.ndjson or Observation.000.ndjson")
     clock = Clock(column="time", formats=("iso", "yyyy-MM-dd"), zone=config.zone, offset_column="offset")
@@ -253,9 +256,19 @@ def fhir_source(config: SourceConfig, vocabulary: Vocabulary) -> EhrSource:
     return EhrSource(name, config.root, config.namespace, tuple(tables), tuple(meanings), config.model_dump_json())
 
 
-def _holds(file: File, resource: str) -> bool:
-    """Patient.ndjson, Patient.000.ndjson.gz, 1.Patient.ndjson, Patient/part-0.ndjson …"""
-    return bool(re.fullmatch(rf"(?:.*[/._-])?{resource}(?:[./_-].*)?\.(?:ndjson|jsonl)(?:\.gz|\.bz2|\.zst)?", file.relative))
+def _resource(root: str, file: File, known: tuple[str, ...]) -> str | None:
+    """The kind of resource that a file holds: by its name (Patient.000.ndjson, Patient/part-0.ndjson.gz …), or else by its first line."""
+    if not re.search(r"\.(ndjson|jsonl)(\.gz|\.bz2|\.zst)?$", file.relative):
+        return None
+    for resource in known:
+        if re.search(rf"(^|[/._-]){resource}[/._-]", file.relative):
+            return resource
+    try:
+        with filesystem(root)[0].open_input_stream(file.path) as stream:
+            found = re.search(rb'"resourceType"\s*:\s*"(\w+)"', stream.read(1 << 16).lstrip().split(b"\n", 1)[0])
+    except OSError:
+        return None
+    return found[1].decode() if found else None
 
 
 def _group(name: str, files: tuple[File, ...]) -> FileGroup:
