@@ -30,7 +30,7 @@ DRUGS = {  # biomarker -> drug class -> (fall as a share of the level, source)
     },
     "systolic_pressure": {  # from 154 mm Hg, one drug at standard dose: Law 2009, 10.1136/bmj.b1665
         name: (fall / 154.0, "Law 2009, 10.1136/bmj.b1665")
-        for name, fall in (("thiazide", 8.8), ("beta_blocker", 9.2), ("ace_inhibitor", 8.5), ("angiotensin_blocker", 10.3), ("calcium_blocker", 8.8))
+        for name, fall in (("thiazide", 8.8), ("beta_blocker", 9.2), ("ace_inhibitor", 8.5), ("angiotensin_blocker", 10.3), ("calcium_channel_blocker", 8.8))
     },
     "egfr": {"sglt2_inhibitor": (0.065, "3.7 from 56: Perkovic 2019 (CREDENCE), 10.1056/NEJMoa1811744")},
     "body_weight": {
