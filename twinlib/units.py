@@ -11,9 +11,10 @@ import pint
 
 @lru_cache(maxsize=1)
 def registry() -> pint.UnitRegistry:
-    """pint's units, with U for the international unit (pint's own U is the enzyme unit)."""
+    """pint's units, with U for the international unit (pint's own U is the enzyme unit), and the body surface that filtration rates refer to."""
     units = pint.UnitRegistry(on_redefinition="ignore")
     units.define("international_unit = [international_unit] = U = IU")
+    units.define("standard_body_surface = 1.73 * meter ** 2 = bsa")
     return units
 
 

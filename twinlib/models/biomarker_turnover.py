@@ -78,6 +78,6 @@ def _daily(rate):
 HBA1C = BiomarkerTurnover("hba1c", "%", 7.0, 6.0, 0.03, 0.05)
 LDL_CHOLESTEROL = BiomarkerTurnover("ldl_cholesterol", "mg/dL", 120.0, 50.0, 0.03, 0.12)
 SYSTOLIC_PRESSURE = BiomarkerTurnover("systolic_pressure", "mmHg", 135.0, 30.0, 0.02, 0.08)
-EGFR = BiomarkerTurnover("egfr", "mL/min", 75.0, 26.0, 0.05, 0.10, spread=0.35)
+EGFR = BiomarkerTurnover("egfr", "mL/min/bsa", 75.0, 26.0, 0.05, 0.10, spread=0.35)
 BODY_WEIGHT = BiomarkerTurnover("body_weight", "kg", 80.0, 2.8, 0.03, 0.02)
 MODEL = HBA1C
