@@ -150,7 +150,7 @@ def test_delta_tables_hold_the_same(first, spark, tmp_path):
     ({"cohorts": [{"name": "a", "where": "tir >"}]}, ConfigError, "cohort a"),
     ({"cohorts": [{"name": "a", "where": "hba1c > 7"}]}, ConfigError, "unknown column hba1c"),
     ({"simulate": {"scenarios": "no.yaml"}}, ConfigError, "no.yaml: cannot be read"),
-    ({"episodes": {"days": 0}}, ConfigError, "episodes.days: Input should be greater than or equal to 1"),
+    ({"episodes": {"days": 0}}, ConfigError, "episodes.days.*: Input should be greater than or equal to 1"),
     ({"episodes": {"days": 7, "require": ["insulin"]}}, ConfigError, "episodes.require: insulin: no input of model glucose_insulin"),
     ({"pseudonym_key": {"env": "TWINLIB_NOT_SET"}, "generate": None}, ConfigError, "TWINLIB_NOT_SET is not set"),
     ({"generate": None}, DataError, "raw"),

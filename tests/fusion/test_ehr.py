@@ -135,6 +135,7 @@ def test_one_person_is_one_patient(joined):
     assert got["fhir.observation"][2] == 2 * (len(LABS) - 1) and got["meds.events.measurement"][2] == len(LABS) - 1
 
 
+@pytest.mark.slow
 def test_a_run_writes_events_identities_and_counts(spark, root, tmp_path):
     """The ingest stage of a night; nothing to do the second time, until a vocabulary table appears beside the data."""
     config = {
