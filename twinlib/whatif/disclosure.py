@@ -52,13 +52,15 @@ def _targets(sets: np.ndarray, atoms: np.ndarray, smallest: int) -> Iterator[np.
                 yield candidate
 
 
-def suppression(sets: np.ndarray, atoms: np.ndarray, smallest: int) -> np.ndarray:
+def suppression(sets: np.ndarray, atoms: np.ndarray, smallest: int, worth: np.ndarray | None = None) -> np.ndarray:
     """(sets,) which of the sets' counts to suppress.
 
-    sets (sets, atoms) boolean: which atoms each set is made of; atoms (atoms,) counts of patients. Sets that hold the same atoms share
-    their fate. smallest = 1 suppresses nothing.
+    sets (sets, atoms) boolean: which atoms each set is made of; atoms (atoms,) counts of patients; worth (sets,): sets of less worth are
+    suppressed first where several would do. Sets that hold the same atoms share their fate. smallest = 1 suppresses nothing.
     """
     unique, which = np.unique(sets, axis=0, return_inverse=True)
+    value = np.zeros(len(unique))
+    np.maximum.at(value, which.ravel(), np.zeros(len(sets)) if worth is None else worth)
     counts = unique @ atoms
     hidden = small(counts, smallest)
     targets = list(_targets(unique, atoms, smallest)) if smallest > 1 else []
@@ -73,6 +75,6 @@ def suppression(sets: np.ndarray, atoms: np.ndarray, smallest: int) -> np.ndarra
                 matters = matters if matters.size else np.flatnonzero((unique & target).any(axis=1) & open_)
                 if not matters.size:
                     break  # nothing is published that bears on it
-                hidden[matters[np.argmin(counts[matters])]] = checking = True
+                hidden[matters[np.lexsort((counts[matters], value[matters]))[0]]] = checking = True
                 low, high, weight = bounds(target.astype(float), unique, counts, hidden)
     return hidden[which.ravel()]

@@ -58,7 +58,8 @@ def protected(atoms: Iterable[tuple[Sequence[Group], Sequence[str], int]], wante
     marked = {m: np.array([m in set(has) for _, has, _ in atoms], bool) for _, m in pairs}
     sets = np.array([column[g] & marked[m] for g, m in pairs], bool).reshape(len(pairs), len(atoms))
     counts = np.array([n for _, _, n in atoms], dtype=np.int64)
-    hidden = suppression(sets, counts, smallest)
+    worth = np.array([float(m != MATCHED) for _, m in pairs])  # who was looked for is told rather less than what was found
+    hidden = suppression(sets, counts, smallest, worth)
     return Cells(dict(zip(pairs, (int(c) for c in sets @ counts))), frozenset(p for p, h in zip(pairs, hidden) if h))
 
 
