@@ -29,7 +29,7 @@ from twinlib.fusion.ingest import ingest
 from twinlib.fusion.layout import Layout, layout
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.population import fit as fitting
-from twinlib.population import learning, priors, results, settings
+from twinlib.population import change, learning, priors, results, rivals, settings
 from twinlib.population.patients import with_values
 from twinlib.progress import progress
 from twinlib.session import session
@@ -66,6 +66,7 @@ class Plan:
         packed = layout(model, load_vocabulary(config.vocabulary), config.episodes, settings.covariates(config.learn))
         quality.check(config.episodes.leave_out)
         settings.check(config.learn, model)
+        rivals.find(config.learn, model)
         priors.check_version(config.fit.prior_version)
         fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
         simulator = _simulator(config, fitter.kernel)
@@ -205,35 +206,57 @@ class Night:
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 
     def learn(self) -> None:
-        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it."""
-        s, plan = self.storage, self.plan
-        tables = (schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS, schemas.POPULATION_FITS)
-        kernel = plan.fitter.kernel
-        with self._stage("learn", ("learn", "seed"), s.version(schemas.TIMELINES), kernel.hash, writes=tables) as stage:
+        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it. Rival models are learnt beside it."""
+        s, plan, config, seed = self.storage, self.plan, self.config.learn, self.config.seed
+        tables = (
+            schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS,
+            schemas.MODEL_COMPARISONS, schemas.POPULATION_FITS,
+        )
+        kernel, others = plan.fitter.kernel, [Kernel(m) for m in rivals.find(config, plan.fitter.model)]
+        with self._stage("learn", ("learn", "seed"), s.version(schemas.TIMELINES), *[k.hash for k in (kernel, *others)], writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             timelines = s.read(schemas.TIMELINES)
-            learnt = learning.learn_population(self.spark, timelines, kernel, self.config.learn, self.config.seed, self.partitions)
-            prior = results.prior(learnt)
-            version, fit = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC))
-            if fit["status"] != "diverged":
-                self._versions(schemas.POPULATIONS, results.parameter_rows(learnt, prior), version)
-                self._versions(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), version)
-                self._versions(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), version)
-                found = learning.members(timelines, learnt, version, self.partitions).persist()
-                kept = s.read(schemas.POPULATION_MEMBERS).where(F.col("prior_version") != version)
-                s.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
-                found.unpersist()
-            self._versions(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), version)
-            self._versions(schemas.POPULATION_FITS, [fit], version)
+            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions)
+            candidates = self._learnt(learnt, timelines)
+            for k in others if candidates else ():
+                rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)
+                candidates += self._learnt(rival, timelines)
+            if candidates and priors.PUBLISHED in config.rivals:
+                candidates += self._members(rivals.published(kernel, config, seed, learnt.known), timelines, priors.PUBLISHED)
+            found = rivals.comparisons(s.read(schemas.POPULATION_MEMBERS), candidates[0], candidates) if candidates else s.empty(schemas.MODEL_COMPARISONS)
+            s.replace(schemas.MODEL_COMPARISONS, found)
+            fit = results.fit_row(learnt, results.prior(learnt).version, datetime.now(UTC))
             stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
-            log.info("prior_version=%s status=%s %s", version, fit["status"], fit["reason"] or "")
 
-    def _versions(self, table: Table, rows: list[dict], version: str) -> None:
-        """Make `rows` those of this prior version; other versions stay."""
+    def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> list[rivals.Candidate]:
+        """Write what was learnt: the model and its new version, or nothing where learning has diverged."""
+        model, prior = learnt.model.name, results.prior(learnt)
+        version, fit, out = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC)), []
+        if fit["status"] != "diverged":
+            self._versions(schemas.POPULATIONS, results.parameter_rows(learnt, prior), model, version)
+            self._versions(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), model, version)
+            self._versions(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), model, version)
+            out = self._members(learnt, timelines, version)
+        self._versions(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), model, version)
+        self._versions(schemas.POPULATION_FITS, [fit], model, version)
+        log.info("model=%s prior_version=%s status=%s %s", model, version, fit["status"], fit["reason"] or "")
+        return out
+
+    def _members(self, learnt: learning.Learning, timelines: DataFrame, version: str) -> list[rivals.Candidate]:
+        """Write how every patient lies in a population."""
+        model = learnt.model.name
+        found = learning.members(timelines, learnt, version, self.partitions).persist()
+        kept = self.storage.read(schemas.POPULATION_MEMBERS).where((F.col("prior_version") != version) | (F.col("model") != model))
+        self.storage.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
+        found.unpersist()
+        return [(model, version)]
+
+    def _versions(self, table: Table, rows: list[dict], model: str, version: str) -> None:
+        """Make `rows` those of this model's prior version; other versions stay."""
         names = table.schema.fieldNames()
         fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
-        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != self.plan.fitter.model.name))
+        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != model))
         self.storage.replace(table, kept.unionByName(fresh))
 
     @cached_property
@@ -254,7 +277,7 @@ class Night:
             if stage.same:
                 return stage.unchanged()
             if fitter.prior.version == priors.PUBLISHED:
-                self._versions(schemas.POPULATIONS, priors.rows(fitter.model, fitter.prior), priors.PUBLISHED)
+                self._versions(schemas.POPULATIONS, priors.rows(fitter.model, fitter.prior), fitter.model.name, priors.PUBLISHED)
             timelines, twins, parameters = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.TWIN_PARAMETERS))
             identity = [*EPISODE, "timeline_hash", "model_version", "prior_version"]
             wanted = timelines.withColumns({
@@ -263,6 +286,7 @@ class Night:
             todo, changed, kept = _changes(wanted, twins, identity)
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
+                self._check(fitter, timelines, todo, twins, changed)
                 meter = fitting.Meter.on(self.spark)
                 fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions, meter).persist()
                 s.replace_patients(
@@ -277,6 +301,14 @@ class Night:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.TWINS), "status"))
+
+    def _check(self, fitter: fitting.Fitter, timelines: DataFrame, todo: DataFrame, twins: DataFrame, changed: DataFrame) -> None:
+        """What new readings say of last night's twins; the row of an episode without new ones stays."""
+        s, checker = self.storage, change.Checker(fitter, self.config.change.false_alarms)
+        found = change.checks(todo.select(*timelines.columns), twins, checker, self.partitions).persist()
+        kept = s.read(schemas.TWIN_CHECKS).join(timelines, EPISODE, "left_semi").join(changed, "patient_id", "left_semi").join(found, EPISODE, "left_anti")
+        s.replace_patients(schemas.TWIN_CHECKS, found.unionByName(kept), changed)
+        found.unpersist()
 
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""

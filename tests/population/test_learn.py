@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.subjects import rows
-from tests.population import published
+from benchmarks import published
 from twinlib.config import EffectConfig, LearnConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import ConfigError, DataError

@@ -94,11 +94,12 @@ def effect_rows(learning: Learning, version: str) -> list[dict]:
 def fit_row(learning: Learning, version: str, at: datetime) -> dict:
     """The row of `population_fits`."""
     best = learning.best
+    known = _known if best.sums["patients"] > best.sums["left_out"] else lambda _: None
     return {
         "model": learning.model.name, "prior_version": version, "status": best.status, "reason": best.reason, "learnt_at": at,
         "patients": int(best.sums["patients"]), "patients_left_out": int(best.sums["left_out"]), "patients_known": learning.known,
-        "readings": int(best.sums["readings"]), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": _known(-2 * best.log_likelihood),
-        "minus_two_log_likelihood_se": _known(2 * best.log_likelihood_se), "parameters": best.parameters, "aic": _known(best.aic), "bic": _known(best.bic),
+        "readings": int(best.sums["readings"]), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": known(-2 * best.log_likelihood),
+        "minus_two_log_likelihood_se": known(2 * best.log_likelihood_se), "parameters": best.parameters, "aic": known(best.aic), "bic": known(best.bic),
         "phenotypes": best.estimate.components, "bic_by_phenotypes": [float(b) for b in learning.bics if np.isfinite(b)],
         "settings": settings_text(learning.config), "model_hash": learning.kernel.hash,
     }
