@@ -12,7 +12,7 @@ from tests.population.drugs import ONE
 from tests.small import configured
 from twinlib.config import LearnConfig
 from twinlib.errors import ConfigError
-from twinlib.population import rivals
+from twinlib.population import learning, rivals
 from twinlib.report.population import describe
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas
@@ -39,7 +39,7 @@ def people():
 @pytest.fixture(scope="module")
 def learned(spark, tmp_path_factory):
     learn = {
-        "draws": 40, "tolerance": 0.003, "phenotypes": 3, "rivals": ["tests.population.drugs:TWO", "published-1"], "start": {"clearance": 5.0},
+        "draws": 40, "tolerance": 0.003, "phenotypes": 3, "rivals": ["tests.population.drugs:ADDITIVE", "published-1"], "start": {"clearance": 5.0},
     }
     path = configured(
         tmp_path_factory.mktemp("learn"), learn=learn, fit={"model": "tests.population.drugs:ONE", "prior_version": "learned", "importance_draws": 40},
@@ -68,6 +68,16 @@ def test_phenotypes_are_found_and_bic_chooses_their_number(learned):
     assert all(sum(m.phenotype_probabilities) == pytest.approx(1.0) for m in members[1:])
 
 
+def test_a_mixture_begins_with_the_clusters_that_are_there():
+    """One direction holds two clusters, three others wide noise that k-means would rather part."""
+    rng = np.random.default_rng(1)
+    second = rng.random(400) < 0.3
+    eta = rng.standard_normal((400, 4)) * [0.1, 1.0, 1.0, 1.0] + np.outer(second, [0.8, 0, 0, 0])
+    centres, weights = learning.mixture(eta, 2, 1)
+    assert sorted(weights) == pytest.approx([second.mean(), 1 - second.mean()], abs=0.01)
+    assert sorted(centres[:, 0]) == pytest.approx([0, 0.8], abs=0.03)
+
+
 def test_every_patient_is_told_which_model_suits(learned):
     night, _ = learned
     table = night.storage.read(schemas.MODEL_COMPARISONS).collect()
@@ -83,7 +93,7 @@ def test_every_patient_is_told_which_model_suits(learned):
         assert sum(r.probability for r in p.values()) == pytest.approx(1.0)
         for r in p.values():
             assert r.log_bayes_factor == pytest.approx(r.log_evidence - p[ONE.name].log_evidence)
-    assert {r.model for r in night.storage.read(schemas.POPULATIONS).collect()} == {ONE.name, "pharmacokinetics_two_compartments"}
+    assert {r.model for r in night.storage.read(schemas.POPULATIONS).collect()} == {ONE.name, "pharmacokinetics_additive"}
 
 
 def test_tables_hold_no_nan_and_nothing_is_learnt_twice(learned):

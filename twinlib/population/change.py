@@ -9,7 +9,7 @@ more than they should; the sums of squares of both are chi-squared, whatever the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,7 +26,8 @@ from twinlib.population.fit import Fitter
 from twinlib.population.patients import occasion_columns
 from twinlib.tables.schemas import TWIN_CHECKS
 
-ROWS = 64  # timelines per call of the engine
+ROWS = 64  # timelines at once
+MOMENT = 1e-6  # minutes: instants that are the same but for rounding
 _TWIN = ["patient_id", "model", "episode", "parameters", "covariance", "draws", "last_reading", "timeline_hash"]
 
 
@@ -56,20 +57,18 @@ def points(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
     return mean + np.concatenate([np.zeros((1, len(mean))), root.T, -root.T])
 
 
-def check(innovations: np.ndarray, root: np.ndarray) -> Check:
-    """From the standardised innovations (1 + 2p, n) of the new readings at `points`."""
-    p, n = len(root), innovations.shape[1]
-    here, up, down = innovations[0], innovations[1 : 1 + p], innovations[1 + p :]
-    if not n or not np.isfinite(innovations).all():
+def check(innovations: Callable[[np.ndarray], np.ndarray], mean: np.ndarray, root: np.ndarray) -> Check:
+    """innovations: from parameters (k, p) to the standardised innovations (k, n) of the new readings; mean and root: see `law`."""
+    p, got = len(mean), innovations(points(mean, root))
+    n, here, up, down = got.shape[1], got[0], got[1 : 1 + p], got[1 + p :]
+    if not n or not np.isfinite(got).all():
         return Check(n, np.nan, np.nan, np.full(p, np.nan), np.full(p, np.nan))
-    slope = 0.5 * (up - down).T
+    u, s, v = np.linalg.svd(0.5 * (up - down).T, full_matrices=False)
     r = here + 0.5 * (up + down - 2 * here).sum(0)  # mean over the posterior, with the curvature
-    u, s, v = np.linalg.svd(slope, full_matrices=False)
-    along = u.T @ r
-    q, moved = len(s), float((along**2 / (1 + s**2)).sum())
-    rest = max(float(r @ r - along @ along), 0.0)
-    step = -root @ v.T @ (s / (1 + s**2) * along)
-    spread = np.sqrt(np.einsum("ij,j,ij->i", root @ v.T, s**2 / (1 + s**2), root @ v.T))
+    along, ways, gain = u.T @ r, root @ v.T, s**2 / (1 + s**2)
+    moved, rest, q = float((along**2 / (1 + s**2)).sum()), max(float(r @ r - along @ along), 0.0), len(s)
+    step = -ways @ (s / (1 + s**2) * along)  # of the posterior mean, by the update that is exact where all is linear
+    spread = np.sqrt(np.einsum("ij,j,ij->i", ways, gain, ways))
     z = np.divide(step, spread, out=np.zeros(p), where=spread > 0)
     return Check(n, float(chi2.sf(moved, q)), float(chi2.sf(rest, n - q)) if n > q else np.nan, step, z)
 
@@ -94,7 +93,7 @@ class Checker:
     def _run(self, table: pa.Table) -> list[dict]:
         kernel, model = self.fitter.kernel, self.fitter.model
         batch, rows, names = decode(table), table.drop_columns(["signals", "inputs"]).to_pylist(), [q.name for q in model.fitted]
-        fresh = [batch.instants(model, i) > _minutes(r["start"], r["twin_last_reading"]) for i, r in enumerate(rows)]
+        fresh = [batch.instants(model, i) > _minutes(r["start"], r["twin_last_reading"]) + MOMENT for i, r in enumerate(rows)]
         with np.errstate(all="ignore"):  # what is not finite becomes a status
             data = batch.data(model, kernel.nominal_step)
         new = [(~np.isnan(data.row(i))) & f[:, None] for i, f in enumerate(fresh)]
@@ -119,10 +118,12 @@ class Checker:
         return out
 
     def _checked(self, data: Data, new: np.ndarray, mean: np.ndarray, root: np.ndarray) -> Check:
-        theta = points(mean, root)
-        with np.errstate(all="ignore"):
+        def innovations(theta):
             e, v = self.fitter.kernel.innovations(theta, np.zeros(len(theta), int), data)
-            return check((e / np.sqrt(v)).reshape(len(theta), *new.shape)[:, new], root)
+            return (e / np.sqrt(v)).reshape(len(theta), *new.shape)[:, new]
+
+        with np.errstate(all="ignore"):  # what is not finite becomes a status
+            return check(innovations, mean, root)
 
     def _said(self, found: Check, mean: np.ndarray) -> dict:
         if np.isnan(found.p_parameters):

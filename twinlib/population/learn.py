@@ -137,8 +137,8 @@ def _accelerated(first, second, following: Estimate, s: Structure) -> Estimate:
 def standard_errors(information: np.ndarray) -> np.ndarray:
     """SE of parameters from their information matrix (f, f); NaN for those that lie in a direction it does not hold."""
     f = len(information)
-    if not f:
-        return np.zeros(0)
+    if not f or not np.isfinite(information).all():
+        return np.full(f, np.nan)
     scale = np.sqrt(np.maximum(np.abs(np.diag(information)), 1e-300))
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
     held = values > 1e-8 * max(values[-1], 1e-300)

@@ -38,8 +38,9 @@ def _head(fit) -> str:
     if fit.minus_two_log_likelihood is None:
         return text
     tried = ", ".join(f"{b:.1f}" for b in fit.bic_by_phenotypes)
+    unknown = f" Not identified by the data: {'; '.join(fit.unidentified)}." if fit.unidentified else ""
     return (
-        f"{text}\n\n-2 log likelihood {fit.minus_two_log_likelihood:.2f} (SE {fit.minus_two_log_likelihood_se:.2f}), {fit.parameters} free parameters,"
+        f"{text}{unknown}\n\n-2 log likelihood {fit.minus_two_log_likelihood:.2f} (SE {fit.minus_two_log_likelihood_se:.2f}), {fit.parameters} free parameters,"
         f" AIC {fit.aic:.1f}, BIC {fit.bic:.1f}. BIC by number of phenotypes: {tried}."
     )
 
