@@ -39,7 +39,7 @@ def people():
 @pytest.fixture(scope="module")
 def learned(spark, tmp_path_factory):
     learn = {
-        "draws": 40, "tolerance": 0.003, "phenotypes": 3, "rivals": ["tests.population.drugs:ADDITIVE", "published-1"], "start": {"clearance": 5.0},
+        "draws": 40, "tolerance": 0.01, "phenotypes": 3, "rivals": ["tests.population.drugs:ADDITIVE", "published-1"], "start": {"clearance": 5.0},
     }
     path = configured(
         tmp_path_factory.mktemp("learn"), learn=learn, fit={"model": "tests.population.drugs:ONE", "prior_version": "learned", "importance_draws": 40},
@@ -116,7 +116,7 @@ def test_the_report_describes_the_population(learned):
     text = describe(night)
     for part in (
         "# Population of pharmacokinetics, version learned-", f"Learnt from {PATIENTS} patients; 1 left out", "| clearance | L/h |", "-2 log likelihood",
-        "### Phenotype 1: 7", "### Phenotype 2: 2", "clearance below the population's by", f"Models compared on {PATIENTS - 1} patients", "published-1", "## Convergence",
+        f"### Phenotype 1: {100 * (1 - slow.mean()):.0f} % of the population, 8", f"### Phenotype 2: {100 * slow.mean():.0f} %", "clearance below the population's by", f"Models compared on {PATIENTS - 1} patients", "published-1", "## Convergence",
     ):
         assert part in text, part
     weights = [line for line in text.splitlines() if line.startswith("| body_weight")]
@@ -124,7 +124,7 @@ def test_the_report_describes_the_population(learned):
     assert medians == pytest.approx([80, 55], abs=3)
     strict = Night(replace(night.plan, config=night.config.model_copy(update={"disclosure": night.config.disclosure.model_copy(update={"smallest_cell": 60})})), night.spark)
     hidden = describe(strict)
-    assert "withheld" in hidden and "body_weight" not in hidden and ", 36 patients" not in hidden and "patients;" in hidden
+    assert "withheld" in hidden and "body_weight" not in hidden and ", 39 patients" not in hidden and "patients;" in hidden
 
 
 def test_twins_are_fitted_under_what_was_learnt(learned):
