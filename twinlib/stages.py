@@ -286,7 +286,8 @@ class Night:
             todo, changed, kept = _changes(wanted, twins, identity)
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
-                self._check(fitter, timelines, todo, twins, changed)
+                if s.exists(schemas.TWINS):
+                    self._check(fitter, timelines, todo, twins, changed)
                 meter = fitting.Meter.on(self.spark)
                 fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions, meter).persist()
                 s.replace_patients(
