@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -15,19 +17,41 @@ import typer
 
 from twinlib.errors import TwinlibError
 
+AsOf = Annotated[
+    datetime | None,
+    typer.Option("--as-of", formats=["%Y-%m-%d"], help="use only what was known at the end of this day, UTC (backfill)", show_default=False),
+]
 ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
 
 
+class JsonLines(logging.Formatter):
+    """One JSON object per line: time (UTC), level, message, and the fields that the caller gave as `extra={"fields": {...}}`."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}Z", "level": record.levelname}
+        return json.dumps(line | {"message": record.getMessage()} | getattr(record, "fields", {}), ensure_ascii=False)
+
+
 def setup_logging() -> None:
-    """Log lines of the package to standard error with UTC times; the level comes from TWINLIB_LOG (default INFO)."""
+    """Log lines of the package to standard error with UTC times.
+
+    The level comes from TWINLIB_LOG (default INFO); TWINLIB_LOG_FORMAT=json makes every line a JSON object.
+    """
     handler = logging.StreamHandler(sys.stderr)
     formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(JsonLines() if os.environ.get("TWINLIB_LOG_FORMAT") == "json" else formatter)
     log = logging.getLogger("twinlib")
     log.handlers[:] = [handler]
     log.setLevel(os.environ.get("TWINLIB_LOG", "INFO").upper())
     log.propagate = False
+
+
+def end_of(day: datetime | None) -> datetime | None:
+    """The last moment of a day, UTC."""
+    return None if day is None else day.replace(tzinfo=timezone.utc) + timedelta(days=1) - timedelta(microseconds=1)
 
 
 def run(work: Callable[[], object]) -> None:
@@ -37,6 +61,7 @@ def run(work: Callable[[], object]) -> None:
     TWINLIB_TRACE=1.
     """
     setup_logging()
+    os.umask(0o077)  # whatever the job writes is its owner's alone
     try:
         work()
     except TwinlibError as e:

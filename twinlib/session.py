@@ -23,6 +23,9 @@ _SETTINGS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
     "spark.sql.debug.maxToStringFields": "10",
+    "spark.hadoop.fs.permissions.umask-mode": "077",  # files and folders of tables are the owner's alone
+    "spark.executor.processTreeMetrics.enabled": "true",  # memory of the Python workers, for the manifest
+    "spark.executor.metrics.pollingInterval": "2000",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
@@ -46,7 +49,7 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # else started by spark-submit: master and addresses are its own
         _require_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        settings["spark.master"] = "local[*]"
+        settings["spark.master"] = "local[*,4]"  # a task whose worker dies (memory) is tried again, as on a cluster
         if conf.get("spark.master", "local").startswith("local"):
             settings |= _LOCAL
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")

@@ -10,28 +10,31 @@ import hashlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from twinlib import models, sources, synthetic
+from twinlib import alerts, models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError
+from twinlib.errors import ConfigError, TwinlibError
 from twinlib.fusion import packing
 from twinlib.fusion.ingest import ingest
+from twinlib.metrics import Tasks
 from twinlib.population import fit as fitting
-from twinlib.population import priors
+from twinlib.population import priors, promotion
 from twinlib.progress import progress
 from twinlib.session import session
-from twinlib.tables import open_storage, schemas
+from twinlib.tables import lineage, open_storage, schemas
 from twinlib.tables.contracts import Table
 from twinlib.tables.runs import Runs, Stage
+from twinlib.tables.storage import bucket_of
 from twinlib.whatif import cohorts, effects
 from twinlib.whatif import simulate as simulation
 from twinlib.whatif.scenarios import load_scenarios
@@ -52,18 +55,19 @@ class Plan:
     attributes: cohorts.Attributes
 
     @classmethod
-    def of(cls, path: str | Path) -> Plan:
+    def of(cls, path: str | Path, as_of: datetime | None = None) -> Plan:
         """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made) raw files.
 
         Raises ConfigError or DataError.
         """
-        config = load(path)
+        config = load(path, as_of)
         model = models.find(config.fit.model)
         packing.check(config.episodes, model.name, model.agents, STEP)
         lacking = set(model.covariates) - set(STAND_INS)
         if lacking:
             raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
-        fitter = fitting.Fitter(Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
+        # which prior it is can only be known with the tables at hand: see Night
+        fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
         simulator = None
         if config.simulate:
             scenarios = load_scenarios(config.simulate.scenarios, model.agents)
@@ -92,48 +96,143 @@ class Work:
     def counts(self) -> dict[str, int]:
         return self.stage.counts
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.stage.metrics
+
     def unchanged(self) -> None:
         self.stage.unchanged()
+
+
+@dataclass(frozen=True)
+class Preview(Exception):  # noqa: N818  (no error: how a stage says what it would do, and stops before it does it)
+    """What a stage would do: `same` where its inputs are those of its last run, so nothing."""
+
+    stage: str
+    same: bool
 
 
 class Night:
     """One run: a plan on a Spark session and a storage, stage by stage."""
 
     def __init__(self, plan: Plan, spark: SparkSession | None = None):
-        self.plan, self.config = plan, plan.config
+        self.config = plan.config
         self.spark = spark or session(f"twinlib {plan.config.name}", dict(plan.config.spark), plan.config.storage.format == "delta")
         self.storage = open_storage(self.spark, plan.config)
+        prior = promotion.chosen(self.storage, plan.fitter.model, self.config.fit.prior_version)
+        self.plan = replace(plan, fitter=replace(plan.fitter, prior=prior))
         self.runs = Runs(self.storage, plan.config)
+        self._preview = False
+        self._versions: dict[str, str] = {}  # of the tables that this run has written or found up to date
 
     @cached_property
     def partitions(self) -> int:
         """Tasks of the compute stages: enough for balance and progress, few enough to amortise their start."""
         return 8 * self.spark.sparkContext.defaultParallelism
 
-    def run(self) -> None:
-        """All stages, under the writer lock."""
+    @property
+    def stages(self) -> tuple[Callable[[], None], ...]:
+        """In the order in which they run."""
+        return (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects)
+
+    def run(self) -> list[alerts.Alert]:
+        """All stages, under the writer lock. Returns what exceeds a threshold, which stands in `alerts` too."""
         with self.storage.writer():
-            for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects):
+            for table in schemas.TABLES.values():
+                self.storage.check(table)
+            for stage in self.stages:
                 stage()
+            return self._alerts()
+
+    def preview(self) -> list[tuple[str, str, str]]:
+        """(stage, "unchanged" | "run" | "perhaps", how much) of what `run` would do now. Nothing is written.
+
+        What comes after a stage that would run can only be known when that has run: "perhaps", with what its last run did.
+        """
+        self._preview, out, certain = True, [], True
+        try:
+            for stage in self.stages:
+                try:
+                    stage()
+                except TwinlibError:
+                    if certain:
+                        raise
+                    out.append((stage.__name__, "perhaps", ""))  # its input is yet to be made
+                except Preview as found:
+                    verdict = ("unchanged" if found.same else "run") if certain else "perhaps"
+                    out.append((found.stage, verdict, "" if verdict == "unchanged" else self._amount(found.stage, certain)))
+                    certain = certain and found.same
+        finally:
+            self._preview = False
+        return out
+
+    def _amount(self, stage: str, certain: bool) -> str:
+        """How much a stage would do, in words."""
+        if stage == "generate":
+            return f"{self.config.generate.patients} patients"
+        if stage == "ingest":
+            files = [f for source in sources.open_sources(self.config) for _, group in source.files() for f in group]
+            return f"{len(files)} files, {sum(f.size for f in files) / 2**20:.1f} MB"
+        if certain and stage in ("fit", "simulate"):
+            todo, changed, _ = self._fit_changes() if stage == "fit" else self._simulate_changes()
+            return f"{todo.count()} episodes of {changed.count()} patients"
+        last = self.storage.read(schemas.RUNS).where((F.col("stage") == stage) & (F.col("status") == "done")).orderBy(F.desc("sequence")).first()
+        done = {"fit": "episodes_fitted", "simulate": "episodes_simulated"}.get(stage)
+        return "" if last is None or done not in last.counts else f"the last time {last.counts[done]} episodes"
+
+    def _alerts(self) -> list[alerts.Alert]:
+        """Find what exceeds a threshold, log it and write it down."""
+        s, prior = self.storage, self.plan.fitter.prior.version
+        used = s.read(schemas.POPULATIONS).where((F.col("prior_version") == prior) & (F.col("model") == self.plan.fitter.model.name))
+        counts, twins, parameters = (s.read(t) for t in (schemas.INGEST_COUNTS, schemas.TWINS, schemas.TWIN_PARAMETERS))
+        found = alerts.find(counts, twins, parameters, used, self.config.alerts)
+        for alert in found:
+            log.warning("alert: %s", alert, extra={"fields": {"alert": alert.alert, "subject": alert.subject, "value": alert.value}})
+        if found:
+            s.append(schemas.ALERTS, self.spark.createDataFrame(alerts.rows(self.runs.run_id, found), schemas.ALERTS.schema))
+        return found
 
     @contextmanager
-    def _stage(self, name: str, parts: tuple[str, ...], *inputs: str, writes: tuple[Table, ...] = ()) -> Iterator[Work]:
-        """A stage in the manifest, with progress on a terminal and one log line.
+    def _stage(
+        self, name: str, parts: tuple[str, ...], *inputs: str, reads: tuple[Table, ...] = (), writes: tuple[Table, ...] = ()
+    ) -> Iterator[Work]:
+        """A stage in the manifest, with progress, metrics, one log line and its lineage.
 
         parts: the parts of the configuration that the stage reads; inputs: versions or hashes of what else it reads. `same` where both
-        are those of its last run and its tables are there.
+        are those of its last run and its tables are there. reads: the tables among what it reads.
         """
         digest = hashlib.sha256("\x1f".join(inputs).encode()).hexdigest()[:16]
-        began, work = time.monotonic(), None
+        same = self.runs.last_input_hash(name, parts) == digest and all(self.storage.exists(t) for t in writes)
+        if self._preview:
+            raise Preview(name, same)
+        began, work, tasks = time.monotonic(), None, Tasks(self.spark)
         try:
             with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
-                same = self.runs.last_input_hash(name, parts) == digest and all(self.storage.exists(t) for t in writes)
                 work = Work(stage, same)
                 yield work
+                stage.metrics |= tasks.measure(time.monotonic() - began)
+                stage.tables |= {t.name: self.storage.version(t) for t in writes}
+                self._versions |= stage.tables
         finally:
-            counts = " ".join(f"{k}={v}" for k, v in sorted(work.counts.items()) if "." not in k) if work else ""
-            state = "failed" if sys.exc_info()[0] else work.stage.status
-            log.info("stage=%s status=%s seconds=%.1f %s", name, state, time.monotonic() - began, counts)
+            error, seconds = sys.exc_info()[1], time.monotonic() - began
+            counted = {k: v for k, v in sorted(work.counts.items()) if "." not in k} if work else {}
+            state = "failed" if error else work.stage.status
+            fields = {"run_id": self.runs.run_id, "stage": name, "status": state, "seconds": round(seconds, 3), **counted}
+            words = " ".join(f"{k}={v}" for k, v in counted.items())
+            log.info("stage=%s status=%s seconds=%.1f %s", name, state, seconds, words, extra={"fields": fields})
+            self._lineage(name, reads, writes, work.stage if work else None, error)
+
+    def _lineage(self, name: str, reads, writes, stage: Stage | None, error: BaseException | None) -> None:
+        """The stage's event; a failure to write it does not hide how the stage ended."""
+        message = None if error is None else str(error) if isinstance(error, TwinlibError) else type(error).__name__
+        try:
+            read = {t.name: self._versions.get(t.name) or self.storage.version(t) for t in reads}
+            lineage.write(self.storage, self.runs.run_id, lineage.event(
+                self.storage, self.config.name, self.runs.run_id, name, "FAIL" if error else "COMPLETE", datetime.now(timezone.utc),
+                read, dict(stage.tables) if stage else {}, {t.name: t for t in writes}, dict(stage.counts) if stage else {}, message,
+            ))
+        except (OSError, TwinlibError) as e:
+            log.warning("stage=%s: its lineage could not be written: %s", name, type(e).__name__)
 
     def generate(self) -> None:
         """Make the synthetic cohort where the configuration asks for one."""
@@ -151,10 +250,12 @@ class Night:
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)
-        with self._stage("ingest", ("sources", "vocabulary"), sources.fingerprint(self.config, key), writes=tables) as stage:
+        inputs = (sources.fingerprint(self.config, key), s.version(schemas.FORGOTTEN))
+        with self._stage("ingest", ("sources", "vocabulary", "as_of"), *inputs, reads=(schemas.FORGOTTEN,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            got = ingest(self.spark, self.config, key)
+            tombstones = frozenset(r[0] for r in s.read(schemas.FORGOTTEN).select("tombstone").collect())
+            got = ingest(self.spark, self.config, key, tombstones)
             for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.quarantine, got.counts)):
                 s.replace(table, df)
             got.release()
@@ -169,7 +270,7 @@ class Night:
         s, model = self.storage, self.plan.fitter.model
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
         versions = [s.version(t) for t in tables]
-        with self._stage("fuse", ("episodes",), model.name, *versions, writes=(schemas.TIMELINES,)) as stage:
+        with self._stage("fuse", ("episodes",), model.name, *versions, reads=tables, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
@@ -184,66 +285,88 @@ class Night:
         s, fitter = self.storage, self.plan.fitter
         tables = (schemas.POPULATIONS, schemas.TWIN_PARAMETERS, schemas.TWINS)
         versions = (s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)
-        with self._stage("fit", ("fit", "seed"), *versions, writes=tables) as stage:
+        with self._stage("fit", ("fit", "seed"), *versions, reads=(schemas.TIMELINES,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            s.replace(schemas.POPULATIONS, self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema))
-            timelines, twins, parameters = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.TWIN_PARAMETERS))
-            identity = [*EPISODE, "timeline_hash", "model_version", "prior_version"]
-            wanted = timelines.withColumns({
-                "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
-            })
-            todo, changed, kept = _changes(wanted, twins, identity)
+            self._keep_prior()
+            todo, changed, kept = self._fit_changes()
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
                 meter = fitting.Meter.on(self.spark)
-                fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions, meter).persist()
-                s.replace_patients(
-                    schemas.TWIN_PARAMETERS,
-                    fitting.twin_parameters(fitted).unionByName(parameters.join(kept.select(EPISODE), EPISODE, "left_semi")), changed,
-                )
-                s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept), changed)
-                fitted.unpersist()
-                stage.counts["engine_milliseconds"] = round(1000 * meter.engine.value)
-                stage.counts["compile_milliseconds"] = round(1000 * meter.compilation.value)
+                for some, patients in self._turns(todo, changed, stage.counts["episodes_fitted"]):
+                    fitted = fitting.fit(some.select(schemas.TIMELINES.schema.names), fitter, self.partitions, meter).persist()
+                    same = kept(patients).select(EPISODE)
+                    parameters = s.read(schemas.TWIN_PARAMETERS).join(same, EPISODE, "left_semi")
+                    s.replace_patients(schemas.TWIN_PARAMETERS, fitting.twin_parameters(fitted).unionByName(parameters), patients)
+                    s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept(patients)), patients)
+                    fitted.unpersist()
+                stage.metrics.update(engine_seconds=meter.engine.value, compile_seconds=meter.compilation.value)
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.TWINS), "status"))
+
+    def _keep_prior(self) -> None:
+        """The prior in use among the rows of `populations`; other versions stay."""
+        s, fitter = self.storage, self.plan.fitter
+        rows = self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema)
+        stored = s.read(schemas.POPULATIONS)
+        others = stored.where((F.col("model") != fitter.model.name) | (F.col("prior_version") != fitter.prior.version))
+        if not s.exists(schemas.POPULATIONS) or stored.exceptAll(others).exceptAll(rows).count() or rows.exceptAll(stored).count():
+            s.replace(schemas.POPULATIONS, others.unionByName(rows))
+
+    def _fit_changes(self):
+        """Timelines to fit, patients to write, and the function that gives the stored twins of patients that still hold."""
+        s, fitter = self.storage, self.plan.fitter
+        wanted = s.read(schemas.TIMELINES).withColumns({
+            "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
+        })
+        return _changes(wanted, lambda: s.read(schemas.TWINS), [*EPISODE, "timeline_hash", "model_version", "prior_version"])
+
+    def _turns(self, todo: DataFrame, changed: DataFrame, episodes: int) -> Iterator[tuple[DataFrame, DataFrame]]:
+        """Work and patients in turns of about `checkpoint_episodes`, whole buckets at a time: a run that dies loses one turn."""
+        turns = max(1, min(self.config.storage.buckets, -(-episodes // self.config.checkpoint_episodes)))
+        for turn in range(turns):
+            mine = F.pmod(bucket_of(self.config.storage.buckets), F.lit(turns)) == turn
+            yield (todo, changed) if turns == 1 else (todo.where(mine), changed.where(mine))
 
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""
         s, simulator = self.storage, self.plan.simulator
         if simulator is None:
             return
-        versions = (s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)
-        with self._stage("simulate", ("simulate",), *versions, writes=(schemas.OUTCOMES,)) as stage:
+        inputs = (schemas.TIMELINES, schemas.TWINS)
+        with self._stage("simulate", ("simulate",), *map(s.version, inputs), simulator.hash, reads=inputs, writes=(schemas.OUTCOMES,)) as stage:
             if stage.same:
                 return stage.unchanged()
-            timelines, twins, outcomes = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
-            work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
-            twin = twins.select(
-                *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
-            )
-            rows = timelines.join(twin, EPISODE)
-            identity = [*EPISODE, "work_hash"]
-            todo, changed, kept = _changes(rows, outcomes, identity)
+            todo, changed, kept = self._simulate_changes()
             stage.counts["episodes_simulated"] = todo.count()
             if changed.count():
-                fresh = simulation.simulate(todo, simulator, self.partitions)
-                s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept), changed)
+                for some, patients in self._turns(todo, changed, stage.counts["episodes_simulated"]):
+                    fresh = simulation.simulate(some, simulator, self.partitions)
+                    s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept(patients)), patients)
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.OUTCOMES), "status"))
+
+    def _simulate_changes(self):
+        """Twins to simulate, patients to write, and the function that gives the stored outcomes of patients that still hold."""
+        s, simulator = self.storage, self.plan.simulator
+        work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
+        twin = s.read(schemas.TWINS).select(
+            *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
+        )
+        rows = s.read(schemas.TIMELINES).join(twin, EPISODE)
+        return _changes(rows, lambda: s.read(schemas.OUTCOMES), [*EPISODE, "work_hash"])
 
     def effects(self) -> None:
         """Mean effects of every cohort."""
         s, simulator = self.storage, self.plan.simulator
         if simulator is None:
             return
-        versions = [s.version(t) for t in (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)]
-        with self._stage("effects", ("cohorts", "seed"), *versions, writes=(schemas.COHORT_EFFECTS,)) as stage:
+        inputs = (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)
+        with self._stage("effects", ("cohorts", "seed"), *map(s.version, inputs), reads=inputs, writes=(schemas.COHORT_EFFECTS,)) as stage:
             if stage.same:
                 return stage.unchanged()
             frame = self.attributes().persist()
@@ -264,14 +387,20 @@ class Night:
         )
 
 
-def _changes(wanted: DataFrame, stored: DataFrame, identity: list[str]) -> tuple[DataFrame, DataFrame, DataFrame]:
-    """What `stored` lacks of `wanted`, by identity: the rows to do and the patients to write (both persisted), and the stored rows of
-    these patients that still hold."""
-    done = stored.select(identity).distinct()
+Kept = Callable[[DataFrame], DataFrame]
+
+
+def _changes(wanted: DataFrame, stored: Callable[[], DataFrame], identity: list[str]) -> tuple[DataFrame, DataFrame, Kept]:
+    """What `stored` lacks of `wanted`, by identity: the rows to do and the patients to write (both persisted), and a function from some
+    of these patients to their stored rows that still hold."""
+    done = stored().select(identity).distinct()
     todo = wanted.join(done, identity, "left_anti").persist()
     gone = done.join(wanted.select(identity), identity, "left_anti")
     changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
-    kept = stored.join(wanted.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+
+    def kept(patients: DataFrame) -> DataFrame:
+        return stored().join(wanted.select(identity), identity, "left_semi").join(patients, "patient_id", "left_semi")
+
     return todo, changed, kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import reduce
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from twinlib.fusion.judge import judge
 from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.sources import open_sources
+from twinlib.sources.forgotten import without_forgotten
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 
@@ -41,8 +43,10 @@ class Ingested:
             df.unpersist()
 
 
-def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
+def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
     """Read every source of the run; call `release` on the result when its frames have been written.
+
+    Records that became known after `config.as_of`, and those of patients under a tombstone, are left out as if the files lacked them.
 
     Raises ConfigError or DataError where a mapping is wrong, files are missing, a source holds no record at all, or records
     are lost on the way (rows read must equal accepted + duplicates + quarantined, per source).
@@ -51,12 +55,19 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
     entries = interpret(sources, load_vocabulary(config.vocabulary))
-    return fuse(spark, sources, entries, key)
+    return fuse(spark, sources, entries, key, config.as_of, tombstones)
 
 
-def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes) -> Ingested:
+def fuse(
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes,
+    as_of: datetime | None = None, tombstones: frozenset[str] = frozenset(),
+) -> Ingested:
     """`ingest` for opened sources and their interpreted entries."""
-    judged = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
+    read = judge(spark, _records(spark, sources, key), entries)
+    if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
+        read = read.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
+    read = read.persist(StorageLevel.MEMORY_AND_DISK)
+    judged = without_forgotten(read, tombstones, key)
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
     final = _overrule(judged, wrong_units).join(known, "entry", "inner")
@@ -71,7 +82,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
         exposures=_exposures(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
-        cached=(judged, wrong_units, settled),
+        cached=(read, wrong_units, settled),
     )
 
 

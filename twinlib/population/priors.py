@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from pyspark.sql import Row
 
 from twinlib.engine.contract import Model
 from twinlib.errors import ConfigError
@@ -29,13 +31,21 @@ def published(model: Model) -> Prior:
 def rows(model: Model, prior: Prior) -> list[tuple]:
     """The prior as rows of `populations`."""
     return [
-        (model.name, prior.version, q.name, q.unit, q.transform, float(np.exp(m)) if q.transform == "log" else float(m), float(s), q.source)
-        for q, m, s in zip(model.parameters, prior.mean, prior.sd)
+        (model.name, prior.version, q.name, q.unit, q.transform, float(q.natural(m)), float(s), q.source)
+        for q, m, s in zip(model.fitted, prior.mean, prior.sd)
     ]
 
 
-def find(model: Model, version: str) -> Prior:
-    """The prior of that version. Raises ConfigError where there is none."""
-    if version != PUBLISHED:
-        raise ConfigError(f"fit.prior_version: unknown version {version!r} of model {model.name}; known: {PUBLISHED}")
-    return published(model)
+def find(model: Model, version: str, stored: Sequence[Row] = ()) -> Prior:
+    """The prior of that version: the model's own, or one of the `populations` rows `stored`. Raises ConfigError where there is none."""
+    if version == PUBLISHED:
+        return published(model)
+    own = {r.parameter: r for r in stored if r.model == model.name and r.prior_version == version}
+    if not own:
+        known = sorted({PUBLISHED, *(r.prior_version for r in stored if r.model == model.name)})
+        raise ConfigError(f"fit.prior_version: unknown version {version!r} of model {model.name}; known: {', '.join(known)}")
+    lacking = [q.name for q in model.fitted if q.name not in own]
+    if lacking:
+        raise ConfigError(f"prior version {version} of model {model.name} lacks {', '.join(lacking)}: it was learned for other equations")
+    mean = [replace(q, median=own[q.name].median).prior_mean for q in model.fitted]
+    return Prior(version, np.array(mean), np.array([own[q.name].sd for q in model.fitted]))

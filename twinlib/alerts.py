@@ -1,0 +1,55 @@
+"""Thresholds that a night may not exceed without somebody being told: rows of `alerts`, and exit code 4."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from twinlib.config import AlertConfig
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A threshold exceeded: which, where it was seen, by how much."""
+
+    alert: str
+    subject: str
+    value: float
+    threshold: float
+
+    def __str__(self) -> str:
+        return f"{self.alert} of {self.subject} is {self.value:.3g}, allowed {self.threshold:.3g}"
+
+
+def find(counts: DataFrame, twins: DataFrame, parameters: DataFrame, prior: DataFrame, limits: AlertConfig) -> list[Alert]:
+    """What exceeds its threshold, in a fixed order.
+
+    counts: INGEST_COUNTS; twins and parameters: TWINS, TWIN_PARAMETERS; prior: the rows of POPULATIONS in use. Drift is the mean over
+    twins of the posterior median minus the prior's, in prior standard deviations: 0 is expected where the prior is right.
+    """
+    shares = [(r.source, r.quarantined / r.rows_read) for r in counts.where("rows_read > 0").collect()]
+    found = [Alert("quarantined_share", s, v, limits.quarantined_share) for s, v in shares if v > limits.quarantined_share]
+    bad = F.count_if(F.col("status").isin("failed", "not_converged")) / F.count(F.lit(1))
+    fits = twins.where("status != 'insufficient_data'").groupBy("model").agg(bad.alias("share")).collect()
+    found += [Alert("failed_fit_share", r.model, r.share, limits.failed_fit_share) for r in fits if r.share > limits.failed_fit_share]
+    found += [Alert("prior_drift", r.parameter, r.drift, limits.prior_drift) for r in _drift(parameters, prior) if abs(r.drift) > limits.prior_drift]
+    return sorted(found, key=lambda a: (a.alert, a.subject))
+
+
+def _drift(parameters: DataFrame, prior: DataFrame) -> list:
+    def scaled(x: Column) -> Column:
+        odds = F.log(x / (1 - x))
+        return F.when(F.col("transform") == "log", F.log(x)).when(F.col("transform") == "logit", odds).otherwise(x)
+
+    off = (scaled(F.col("q50")) - scaled(F.col("median"))) / F.col("prior_sd")
+    known = prior.where("sd > 0").select("model", "parameter", "transform", "median", F.col("sd").alias("prior_sd"))
+    return parameters.join(F.broadcast(known), ["model", "parameter"]).groupBy("parameter").agg(F.avg(off).alias("drift")).collect()
+
+
+def rows(run_id: str, found: list[Alert]) -> list[tuple]:
+    """ALERTS rows."""
+    now = datetime.now(timezone.utc)
+    return [(run_id, a.alert, a.subject, float(a.value), float(a.threshold), now) for a in found]
