@@ -28,14 +28,16 @@ def find(counts: DataFrame, twins: DataFrame, parameters: DataFrame, prior: Data
     """What exceeds its threshold, in a fixed order.
 
     counts: INGEST_COUNTS; twins and parameters: TWINS, TWIN_PARAMETERS; prior: the rows of POPULATIONS in use. Drift is the mean over
-    twins of the posterior median minus the prior's, in prior standard deviations: 0 is expected where the prior is right.
+    twins of the posterior median minus the prior's, in prior standard deviations: 0 is expected where the prior is right. It counts where its 95 % interval lies beyond the threshold.
     """
-    shares = [(r.source, r.quarantined / r.rows_read) for r in counts.where("rows_read > 0").collect()]
-    found = [Alert("quarantined_share", s, v, limits.quarantined_share) for s, v in shares if v > limits.quarantined_share]
+    group = F.substring_index("source", ".", 1)  # the entries of a mapping count together
+    shares = counts.groupBy(group.alias("source")).agg((F.sum("quarantined") / F.sum("rows_read")).alias("share")).where("share IS NOT NULL").collect()
+    found = [Alert("quarantined_share", r.source, r.share, limits.quarantined_share) for r in shares if r.share > limits.quarantined_share]
     bad = F.count_if(F.col("status").isin("failed", "not_converged")) / F.count(F.lit(1))
     fits = twins.where("status != 'insufficient_data'").groupBy("model").agg(bad.alias("share")).collect()
     found += [Alert("failed_fit_share", r.model, r.share, limits.failed_fit_share) for r in fits if r.share > limits.failed_fit_share]
-    found += [Alert("prior_drift", r.parameter, r.drift, limits.prior_drift) for r in _drift(parameters, prior) if abs(r.drift) > limits.prior_drift]
+    drifts = [r for r in _drift(parameters, prior) if r.error is not None and abs(r.drift) - 1.96 * r.error > limits.prior_drift]
+    found += [Alert("prior_drift", r.parameter, r.drift, limits.prior_drift) for r in drifts]
     return sorted(found, key=lambda a: (a.alert, a.subject))
 
 
@@ -46,7 +48,9 @@ def _drift(parameters: DataFrame, prior: DataFrame) -> list:
 
     off = (scaled(F.col("q50")) - scaled(F.col("median"))) / F.col("prior_sd")
     known = prior.where("sd > 0").select("model", "parameter", "transform", "median", F.col("sd").alias("prior_sd"))
-    return parameters.join(F.broadcast(known), ["model", "parameter"]).groupBy("parameter").agg(F.avg(off).alias("drift")).collect()
+    error = F.stddev(off) / F.sqrt(F.count(off))
+    both = parameters.join(F.broadcast(known), ["model", "parameter"]).groupBy("parameter")
+    return both.agg(F.avg(off).alias("drift"), error.alias("error")).collect()
 
 
 def rows(run_id: str, found: list[Alert]) -> list[tuple]:

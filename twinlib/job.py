@@ -15,12 +15,13 @@ from typing import Annotated
 
 import typer
 
-from twinlib.errors import TwinlibError
+from twinlib.errors import StorageError, TwinlibError
 
 AsOf = Annotated[
     datetime | None,
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="use only what was known at the end of this day, UTC (backfill)", show_default=False),
 ]
+_DISK = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
 ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
 
 
@@ -70,6 +71,10 @@ def run(work: Callable[[], object]) -> None:
     except Exception as e:
         if os.environ.get("TWINLIB_TRACE") == "1":
             raise
+        disk = next((x for x in _DISK if x in str(e)), None)
+        if disk is not None:
+            typer.echo(f"error: a disk cannot be written ({disk}); once it can, start the run again: it goes on where it stopped", err=True)
+            raise typer.Exit(StorageError.exit_code) from None
         own = [f for f in traceback.extract_tb(e.__traceback__) if "twinlib" in f.filename]
         place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
         typer.echo(f"error: {type(e).__name__}{place}: a defect of the program; TWINLIB_TRACE=1 shows the whole", err=True)
