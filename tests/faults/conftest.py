@@ -1,5 +1,6 @@
 """What the fault suite shares: a tiny night as a process of its own, the cohort that all of them read, and the tables they must end with."""
 
+import json
 import os
 import subprocess
 import sys
@@ -118,13 +119,14 @@ def undisturbed(cohort, tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def report():
+def report(request):
+    """out/benchmarks/faults.json: what was injected. All of it was survived where no test failed."""
     yield
     if INJECTED:
-        out = REPO / "out" / "benchmarks"
-        out.mkdir(parents=True, exist_ok=True)
-        text = "\n".join([f"{len(INJECTED)} faults injected, all of them survived where the suite passed", *INJECTED])
-        (out / "faults.txt").write_text(text + "\n")
+        out = REPO / "out" / "benchmarks" / "faults.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        survived = len(INJECTED) if not request.session.testsfailed else None
+        out.write_text(json.dumps({"faults_injected": len(INJECTED), "faults_survived": survived, "faults": INJECTED}, indent=1) + "\n")
 
 
 def when(condition, act, every: float = 0.05, within: float = 600) -> threading.Thread:
