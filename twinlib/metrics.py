@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from pyspark.sql import SparkSession
 
 _MB = 1 / 2**20
@@ -16,19 +18,18 @@ class Tasks:
 
     def __init__(self, spark: SparkSession):
         self._context = spark.sparkContext
-        self._seen = self._last()
+        newest = next(self._stages(False), None)
+        self._seen = -1 if newest is None else newest.stageId()
 
     def _stages(self, summaries: bool):
+        """Stages, newest first, as the store gives them: a long session holds a thousand."""
         scala = self._context._jsc.sc()
         scala.listenerBus().waitUntilEmpty(10_000)
         quantiles = self._context._gateway.new_array(self._context._jvm.double, 2)
         quantiles[0], quantiles[1] = 0.5, 1.0
         none = self._context._jvm.java.util.ArrayList()
         found = scala.statusStore().stageList(none, False, summaries, quantiles, none)
-        return [found.apply(k) for k in range(found.size())]
-
-    def _last(self) -> int:
-        return max((s.stageId() for s in self._stages(False)), default=-1)
+        return (found.apply(k) for k in range(found.size()))
 
     def measure(self, seconds: float) -> dict[str, float]:
         """Figures of the tasks that have run since; `seconds` is the time that passed.
@@ -37,7 +38,7 @@ class Tasks:
         longest task over the median one, of the stage with most task time. Peaks are of the executor with the largest (0 where
         /proc has no such figure, as outside of Linux).
         """
-        stages = [s for s in self._stages(True) if s.stageId() > self._seen]
+        stages = list(takewhile(lambda s: s.stageId() > self._seen, self._stages(True)))
         total = lambda f: float(sum(f(s) for s in stages))  # noqa: E731
         out = {
             "tasks": total(lambda s: s.numCompleteTasks()),
