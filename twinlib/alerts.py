@@ -31,7 +31,8 @@ def find(counts: DataFrame, twins: DataFrame, parameters: DataFrame, prior: Data
     twins of the posterior median minus the prior's, in prior standard deviations: 0 is expected where the prior is right. It counts where its 95 % interval lies beyond the threshold.
     """
     group = F.substring_index("source", ".", 1)  # the entries of a mapping count together
-    shares = counts.groupBy(group.alias("source")).agg((F.sum("quarantined") / F.sum("rows_read")).alias("share")).where("share IS NOT NULL").collect()
+    share = F.try_divide(F.sum("quarantined"), F.sum("rows_read")).alias("share")  # null where nothing was read
+    shares = counts.groupBy(group.alias("source")).agg(share).where("share IS NOT NULL").collect()
     found = [Alert("quarantined_share", r.source, r.share, limits.quarantined_share) for r in shares if r.share > limits.quarantined_share]
     bad = F.count_if(F.col("status").isin("failed", "not_converged")) / F.count(F.lit(1))
     fits = twins.where("status != 'insufficient_data'").groupBy("model").agg(bad.alias("share")).collect()

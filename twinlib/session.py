@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ _SETTINGS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
     "spark.sql.debug.maxToStringFields": "10",
+    "spark.executor.syncLogLevel.enabled": "true",
     "spark.hadoop.fs.permissions.umask-mode": "077",  # files and folders of tables are the owner's alone
     "spark.executor.processTreeMetrics.enabled": "true",  # memory of the Python workers, for the manifest
     "spark.executor.metrics.pollingInterval": "2000",
@@ -75,7 +77,11 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
                 "or use storage: {format: parquet}"
             ) from e
         raise
-    spark.sparkContext.setLogLevel("ERROR")
+    # The message of a failed task may hold values of patients: Spark's own errors are shown where whole errors are asked for.
+    whole = os.environ.get("TWINLIB_TRACE") == "1"
+    spark.sparkContext.setLogLevel("ERROR" if whole else "FATAL")
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).disabled = not whole
     if delta:
         require_delta(spark)
     return spark
