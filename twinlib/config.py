@@ -81,7 +81,7 @@ class FitConfig(Strict):
     prior_version: str = "published-1"
     maximum_iterations: Annotated[int, Field(ge=1, le=1000)] = 60
     starts: Annotated[int, Field(ge=1, le=64)] = 1  # of every fit, for models with several modes; those that fail get more anyway
-    importance_draws: Annotated[int, Field(ge=40, le=65536)] = 320  # two fifths in the first of four stages
+    importance_draws: Annotated[int, Field(ge=40, le=65536)] = 512  # in four equal stages
     draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
