@@ -29,6 +29,8 @@ _SETTINGS = {
     "spark.hadoop.fs.permissions.umask-mode": "077",  # files and folders of tables are the owner's alone
     "spark.executor.processTreeMetrics.enabled": "true",  # memory of the Python workers, for the manifest
     "spark.executor.metrics.pollingInterval": "2000",
+    # Janino gets the stack maps of a generated method wrong where its jumps exceed 32 KB: such stages run without whole-stage code
+    "spark.sql.codegen.hugeMethodLimit": "32000",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }

@@ -1,4 +1,4 @@
-"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, effects.
+"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, recommend, effects; and learn, on its own.
 
 A stage does nothing where its inputs have not changed; fit and simulate do only the patients whose content has changed. A stage
 that writes several tables writes the one that decides "nothing to do" last, so a run that dies in between is done again.
@@ -6,138 +6,50 @@ that writes several tables writes the one that decides "nothing to do" last, so 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from functools import cached_property
-from pathlib import Path
+from datetime import UTC, datetime
+from functools import cached_property, reduce
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from twinlib import alerts, models, sources, synthetic
-from twinlib.config import RunConfig, load
-from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError, TwinlibError
-from twinlib.fusion import packing
+from twinlib import alerts, sources, synthetic
+from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
-from twinlib.metrics import Tasks
+from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.plan import Plan
 from twinlib.population import fit as fitting
-from twinlib.population import priors, promotion
-from twinlib.progress import progress
-from twinlib.session import session
-from twinlib.tables import lineage, open_storage, schemas
+from twinlib.population import learning, priors, promotion, results
+from twinlib.runner import Runner
+from twinlib.tables import schemas
 from twinlib.tables.contracts import Table
-from twinlib.tables.runs import Runs, Stage
 from twinlib.tables.storage import bucket_of
-from twinlib.whatif import cohorts, effects
+from twinlib.whatif import cohorts, effects, publish, recommend
 from twinlib.whatif import simulate as simulation
-from twinlib.whatif.scenarios import load_scenarios
+
+__all__ = ["Night", "Plan"]
 
 log = logging.getLogger("twinlib")
-STEP = 5  # minutes, grid of CGM timelines
 EPISODE = ["patient_id", "model", "episode"]
-STAND_INS = {"body_weight": "body_weight_kg"}  # covariate -> setting of `episodes` that stands in where no value is known
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A checked configuration: everything that can be known to be wrong before Spark starts has been looked at."""
-
-    config: RunConfig
-    fitter: fitting.Fitter
-    simulator: simulation.Simulator | None
-    attributes: cohorts.Attributes
-
-    @classmethod
-    def of(cls, path: str | Path, as_of: datetime | None = None) -> Plan:
-        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made) raw files.
-
-        Raises ConfigError or DataError.
-        """
-        config = load(path, as_of)
-        model = models.find(config.fit.model)
-        packing.check(config.episodes, model.name, model.agents, STEP)
-        lacking = set(model.covariates) - set(STAND_INS)
-        if lacking:
-            raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
-        # which prior it is can only be known with the tables at hand: see Night
-        fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
-        simulator = None
-        if config.simulate:
-            scenarios = load_scenarios(config.simulate.scenarios, model.agents)
-            simulator = simulation.Simulator(fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
-        known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates)
-        cohorts.check_all(config.cohorts, known)
-        sources.load_key(config.pseudonym_key)
-        plan = cls(config, fitter, simulator, known)
-        if config.generate is None:
-            plan.check_sources()
-        return plan
-
-    def check_sources(self) -> None:
-        """Check the raw files against their mappings. Raises ConfigError or DataError."""
-        sources.check(self.config)
-
-
-@dataclass(frozen=True)
-class Work:
-    """A running stage: its row of the manifest, and whether its inputs are the same as last time."""
-
-    stage: Stage
-    same: bool
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return self.stage.counts
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return self.stage.metrics
-
-    def unchanged(self) -> None:
-        self.stage.unchanged()
-
-
-@dataclass(frozen=True)
-class Preview(Exception):  # noqa: N818  (no error: how a stage says what it would do, and stops before it does it)
-    """What a stage would do: `same` where its inputs are those of its last run, so nothing."""
-
-    stage: str
-    same: bool
-
-
-class Night:
-    """One run: a plan on a Spark session and a storage, stage by stage."""
-
-    def __init__(self, plan: Plan, spark: SparkSession | None = None):
-        self.config = plan.config
-        self.spark = spark or session(f"twinlib {plan.config.name}", dict(plan.config.spark), plan.config.storage.format == "delta")
-        self.storage = open_storage(self.spark, plan.config)
-        prior = promotion.chosen(self.storage, plan.fitter.model, self.config.fit.prior_version)
-        self.plan = replace(plan, fitter=replace(plan.fitter, prior=prior))
-        self.runs = Runs(self.storage, plan.config)
-        self._preview = False
-        self._versions: dict[str, str] = {}  # of the tables that this run has written or found up to date
-
-    @cached_property
-    def partitions(self) -> int:
-        """Tasks of the compute stages: enough for balance and progress, few enough to amortise their start."""
-        return 8 * self.spark.sparkContext.defaultParallelism
+class Night(Runner):
+    """The stages, and the run of all of them."""
 
     @property
     def stages(self) -> tuple[Callable[[], None], ...]:
-        """In the order in which they run."""
-        return (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects)
+        return (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.recommend, self.effects)
+
+    @cached_property
+    def frozen(self) -> Plan:
+        """The plan under the prior that the configuration names. Raises ConfigError where there is none."""
+        return self.plan.under(promotion.chosen(self.storage, self.plan.fitter.model, self.config.fit.prior_version))
 
     def run(self) -> list[alerts.Alert]:
         """All stages, under the writer lock. Returns what exceeds a threshold, which stands in `alerts` too."""
         with self.storage.writer():
+            self.frozen  # noqa: B018  (a prior that is not there is found now, not after hours of ingest)
             for table in schemas.TABLES.values():
                 self.storage.check(table)
             for stage in self.stages:
@@ -145,29 +57,10 @@ class Night:
             return self._alerts()
 
     def preview(self) -> list[tuple[str, str, str]]:
-        """(stage, "unchanged" | "run" | "perhaps", how much) of what `run` would do now. Nothing is written.
+        self.frozen  # noqa: B018
+        return super().preview()
 
-        What comes after a stage that would run can only be known when that has run: "perhaps", with what its last run did.
-        """
-        self._preview, out, certain = True, [], True
-        try:
-            for stage in self.stages:
-                try:
-                    stage()
-                except TwinlibError:
-                    if certain:
-                        raise
-                    out.append((stage.__name__, "perhaps", ""))  # its input is yet to be made
-                except Preview as found:
-                    verdict = ("unchanged" if found.same else "run") if certain else "perhaps"
-                    out.append((found.stage, verdict, "" if verdict == "unchanged" else self._amount(found.stage, certain)))
-                    certain = certain and found.same
-        finally:
-            self._preview = False
-        return out
-
-    def _amount(self, stage: str, certain: bool) -> str:
-        """How much a stage would do, in words."""
+    def amount(self, stage: str, certain: bool) -> str:
         if stage == "generate":
             return f"{self.config.generate.patients} patients"
         if stage == "ingest":
@@ -182,8 +75,8 @@ class Night:
 
     def _alerts(self) -> list[alerts.Alert]:
         """Find what exceeds a threshold, log it and write it down."""
-        s, prior = self.storage, self.plan.fitter.prior.version
-        used = s.read(schemas.POPULATIONS).where((F.col("prior_version") == prior) & (F.col("model") == self.plan.fitter.model.name))
+        s, fitter = self.storage, self.frozen.fitter
+        used = s.read(schemas.POPULATIONS).where((F.col("prior_version") == fitter.prior.version) & (F.col("model") == fitter.model.name))
         counts, twins, parameters = (s.read(t) for t in (schemas.INGEST_COUNTS, schemas.TWINS, schemas.TWIN_PARAMETERS))
         found = alerts.find(counts, twins, parameters, used, self.config.alerts)
         for alert in found:
@@ -191,48 +84,6 @@ class Night:
         if found:
             s.append(schemas.ALERTS, self.spark.createDataFrame(alerts.rows(self.runs.run_id, found), schemas.ALERTS.schema))
         return found
-
-    @contextmanager
-    def _stage(
-        self, name: str, parts: tuple[str, ...], *inputs: str, reads: tuple[Table, ...] = (), writes: tuple[Table, ...] = ()
-    ) -> Iterator[Work]:
-        """A stage in the manifest, with progress, metrics, one log line and its lineage.
-
-        parts: the parts of the configuration that the stage reads; inputs: versions or hashes of what else it reads. `same` where both
-        are those of its last run and its tables are there. reads: the tables among what it reads.
-        """
-        digest = hashlib.sha256("\x1f".join(inputs).encode()).hexdigest()[:16]
-        same = self.runs.last_input_hash(name, parts) == digest and all(self.storage.exists(t) for t in writes)
-        if self._preview:
-            raise Preview(name, same)
-        began, work, tasks = time.monotonic(), None, Tasks(self.spark)
-        try:
-            with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
-                work = Work(stage, same)
-                yield work
-                stage.metrics |= tasks.measure(time.monotonic() - began)
-                stage.tables |= {t.name: self.storage.version(t) for t in writes}
-                self._versions |= stage.tables
-        finally:
-            error, seconds = sys.exc_info()[1], time.monotonic() - began
-            counted = {k: v for k, v in sorted(work.counts.items()) if "." not in k} if work else {}
-            state = "failed" if error else work.stage.status
-            fields = {"run_id": self.runs.run_id, "stage": name, "status": state, "seconds": round(seconds, 3), **counted}
-            words = " ".join(f"{k}={v}" for k, v in counted.items())
-            log.info("stage=%s status=%s seconds=%.1f %s", name, state, seconds, words, extra={"fields": fields})
-            self._lineage(name, reads, writes, work.stage if work else None, error)
-
-    def _lineage(self, name: str, reads, writes, stage: Stage | None, error: BaseException | None) -> None:
-        """The stage's event; a failure to write it does not hide how the stage ended."""
-        message = None if error is None else str(error) if isinstance(error, TwinlibError) else type(error).__name__
-        try:
-            read = {t.name: self._versions.get(t.name) or self.storage.version(t) for t in reads}
-            lineage.write(self.storage, self.runs.run_id, lineage.event(
-                self.storage, self.config.name, self.runs.run_id, name, "FAIL" if error else "COMPLETE", datetime.now(timezone.utc),
-                read, dict(stage.tables) if stage else {}, {t.name: t for t in writes}, dict(stage.counts) if stage else {}, message,
-            ))
-        except (OSError, TwinlibError) as e:
-            log.warning("stage=%s: its lineage could not be written: %s", name, type(e).__name__)
 
     def generate(self) -> None:
         """Make the synthetic cohort where the configuration asks for one."""
@@ -249,46 +100,83 @@ class Night:
             self.plan.check_sources()
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
-        tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)
-        inputs = (sources.fingerprint(self.config, key), s.version(schemas.FORGOTTEN))
-        with self._stage("ingest", ("sources", "vocabulary", "as_of"), *inputs, reads=(schemas.FORGOTTEN,), writes=tables) as stage:
+        tables = (
+            schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.EVENTS, schemas.IDENTITIES, schemas.QUARANTINE, schemas.INGEST_COUNTS
+        )
+        inputs, parts = (sources.fingerprint(self.config, key), s.version(schemas.FORGOTTEN)), ("sources", "identity", "vocabulary", "as_of")
+        with self._stage("ingest", parts, *inputs, reads=(schemas.FORGOTTEN,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             tombstones = frozenset(r[0] for r in s.read(schemas.FORGOTTEN).select("tombstone").collect())
             got = ingest(self.spark, self.config, key, tombstones)
-            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.quarantine, got.counts)):
+            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.events, got.identities, got.quarantine, got.counts)):
                 s.replace(table, df)
             got.release()
+            sensors, leave_out = load_vocabulary(self.config.vocabulary).sensors, self.config.episodes.leave_out
+            s.append(schemas.SENSOR_QUALITY, quality.summary(s.read(schemas.OBSERVATIONS), sensors, leave_out, self.runs.run_id))
             for row in s.read(schemas.INGEST_COUNTS).collect():
-                for name in ("rows_read", "accepted", "duplicates", "quarantined"):
+                for name in ("rows_read", "accepted", "duplicates", "quarantined", "rows_ignored"):
                     stage.counts[f"{row.source}.{name}"] = row[name]
                     stage.counts[name] = stage.counts.get(name, 0) + row[name]
             stage.counts["patients"] = s.read(schemas.PATIENTS).count()
+            if self.config.identity:
+                stage.counts.update({f"identities_{k}": n for k, n in _by(s.read(schemas.IDENTITIES), "status").items()})
 
     def fuse(self) -> None:
         """Observations and exposures to packed timelines."""
-        s, model = self.storage, self.plan.fitter.model
+        s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
         versions = [s.version(t) for t in tables]
-        with self._stage("fuse", ("episodes",), model.name, *versions, reads=tables, writes=(schemas.TIMELINES,)) as stage:
+        with self._stage("fuse", ("episodes",), repr(self.plan.layout), *versions, reads=tables, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
-            s.replace(schemas.TIMELINES, packing.pack(
-                observations, exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
-                {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
-            ))
+            usable = quality.usable(observations, self.config.episodes.leave_out)
+            s.replace(schemas.TIMELINES, packing.pack(usable, exposures, patients, self.plan.layout))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
+
+    def learn(self) -> None:
+        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it."""
+        s, plan = self.storage, self.plan
+        tables = (schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS, schemas.POPULATION_FITS)
+        kernel = plan.fitter.kernel
+        inputs = (s.version(schemas.TIMELINES), kernel.hash)
+        with self._stage("learn", ("learn", "seed"), *inputs, reads=(schemas.TIMELINES,), writes=tables) as stage:
+            if stage.same:
+                return stage.unchanged()
+            timelines = s.read(schemas.TIMELINES)
+            learnt = learning.learn_population(self.spark, timelines, kernel, self.config.learn, self.config.seed, self.partitions)
+            prior = results.prior(learnt)
+            version, fit = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC))
+            if fit["status"] != "diverged":
+                self._put(schemas.POPULATIONS, results.parameter_rows(learnt, prior), version)
+                self._put(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), version)
+                self._put(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), version)
+                found = learning.members(timelines, learnt, version, self.partitions).persist()
+                kept = s.read(schemas.POPULATION_MEMBERS).where(F.col("prior_version") != version)
+                s.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
+                found.unpersist()
+            self._put(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), version)
+            self._put(schemas.POPULATION_FITS, [fit], version)
+            stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
+            log.info("prior_version=%s status=%s %s", version, fit["status"], fit["reason"] or "")
+
+    def _put(self, table: Table, rows: list[dict], version: str) -> None:
+        """Make `rows` those of this prior version; other versions stay."""
+        names = table.schema.fieldNames()
+        fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
+        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != self.plan.fitter.model.name))
+        self.storage.replace(table, kept.unionByName(fresh))
 
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
-        s, fitter = self.storage, self.plan.fitter
+        s, fitter = self.storage, self.frozen.fitter
         tables = (schemas.POPULATIONS, schemas.TWIN_PARAMETERS, schemas.TWINS)
         versions = (s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)
         with self._stage("fit", ("fit", "seed"), *versions, reads=(schemas.TIMELINES,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            self._keep_prior()
+            self._keep_published()
             todo, changed, kept = self._fit_changes()
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
@@ -306,18 +194,20 @@ class Night:
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.TWINS), "status"))
 
-    def _keep_prior(self) -> None:
-        """The prior in use among the rows of `populations`; other versions stay."""
-        s, fitter = self.storage, self.plan.fitter
-        rows = self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema)
-        stored = s.read(schemas.POPULATIONS)
-        others = stored.where((F.col("model") != fitter.model.name) | (F.col("prior_version") != fitter.prior.version))
-        if not s.exists(schemas.POPULATIONS) or stored.exceptAll(others).exceptAll(rows).count() or rows.exceptAll(stored).count():
-            s.replace(schemas.POPULATIONS, others.unionByName(rows))
+    def _keep_published(self) -> None:
+        """The model's own prior among the rows of `populations`, as learning puts those of its versions there."""
+        model, prior = self.frozen.fitter.model, self.frozen.fitter.prior
+        if prior.version != priors.PUBLISHED:
+            return
+        rows = priors.rows(model, prior)
+        ours = (F.col("model") == model.name) & (F.col("prior_version") == prior.version)
+        stored = {r.parameter: r for r in self.storage.read(schemas.POPULATIONS).where(ours).collect()}
+        if {n: {k: r[k] for k in rows[0]} for n, r in stored.items()} != {r["parameter"]: r for r in rows}:
+            self._put(schemas.POPULATIONS, rows, prior.version)
 
     def _fit_changes(self):
         """Timelines to fit, patients to write, and the function that gives the stored twins of patients that still hold."""
-        s, fitter = self.storage, self.plan.fitter
+        s, fitter = self.storage, self.frozen.fitter
         wanted = s.read(schemas.TIMELINES).withColumns({
             "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
         })
@@ -332,11 +222,12 @@ class Night:
 
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""
-        s, simulator = self.storage, self.plan.simulator
+        s, simulator = self.storage, self.frozen.simulator
         if simulator is None:
             return
         inputs = (schemas.TIMELINES, schemas.TWINS)
-        with self._stage("simulate", ("simulate",), *map(s.version, inputs), simulator.hash, reads=inputs, writes=(schemas.OUTCOMES,)) as stage:
+        versions = (*map(s.version, inputs), simulator.hash)
+        with self._stage("simulate", ("simulate", "seed"), *versions, reads=inputs, writes=(schemas.OUTCOMES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             todo, changed, kept = self._simulate_changes()
@@ -352,7 +243,7 @@ class Night:
 
     def _simulate_changes(self):
         """Twins to simulate, patients to write, and the function that gives the stored outcomes of patients that still hold."""
-        s, simulator = self.storage, self.plan.simulator
+        s, simulator = self.storage, self.frozen.simulator
         work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
         twin = s.read(schemas.TWINS).select(
             *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
@@ -360,23 +251,62 @@ class Night:
         rows = s.read(schemas.TIMELINES).join(twin, EPISODE)
         return _changes(rows, lambda: s.read(schemas.OUTCOMES), [*EPISODE, "work_hash"])
 
+    def recommend(self) -> None:
+        """The best safe scenario of every patient, for every configured recommendation."""
+        s, policies = self.storage, self.plan.policies
+        if not policies:
+            return
+        reads, writes = (schemas.OUTCOMES,), (schemas.RECOMMENDATIONS,)
+        with self._stage("recommend", ("recommend", "seed"), s.version(schemas.OUTCOMES), reads=reads, writes=writes) as stage:
+            if stage.same:
+                return stage.unchanged()
+            found = [recommend.recommendations(s.read(schemas.OUTCOMES), p, self.config.seed, self.partitions) for p in policies]
+            s.replace(schemas.RECOMMENDATIONS, reduce(DataFrame.unionByName, found))
+            stage.counts.update(_by(s.read(schemas.RECOMMENDATIONS), "status"))
+
     def effects(self) -> None:
-        """Mean effects of every cohort."""
-        s, simulator = self.storage, self.plan.simulator
+        """Mean effects of every cohort, and what its recommendations gain; both at once, as each could give away the other's small counts."""
+        s, simulator, policies = self.storage, self.plan.simulator, self.plan.policies
         if simulator is None:
             return
-        inputs = (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)
-        with self._stage("effects", ("cohorts", "seed"), *map(s.version, inputs), reads=inputs, writes=(schemas.COHORT_EFFECTS,)) as stage:
+        read = (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS, *([schemas.RECOMMENDATIONS] if policies else []))
+        tables = (schemas.COHORT_POLICIES, schemas.COHORT_EFFECTS) if policies else (schemas.COHORT_EFFECTS,)
+        parts = ("cohorts", "subgroups", "disclosure", "recommend", "seed")
+        with self._stage("effects", parts, *map(s.version, read), reads=read, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             frame = self.attributes().persist()
-            chosen, known = self.config.cohorts, self.plan.attributes
-            s.replace(schemas.COHORT_EFFECTS, effects.cohort_effects(
-                s.read(schemas.OUTCOMES), cohorts.members(chosen, frame, known), cohorts.attrition(chosen, frame, known),
-                [x.name for x in simulator.scenarios], self.config.seed,
-            ))
-            frame.unpersist()
-            stage.counts["rows"] = s.read(schemas.COHORT_EFFECTS).count()
+            members = cohorts.members(self.config.cohorts, frame, self.plan.attributes)
+            members = members.join(cohorts.subgroups(self.config.subgroups, frame), "patient_id").persist()
+            found = s.read(schemas.OUTCOMES)
+            with_value = found.where("status = 'ok'").select("patient_id", F.concat("scenario", F.lit("|"), "outcome").alias("mark"))
+            marks = [with_value, *[recommend.marks(s.read(schemas.RECOMMENDATIONS)) for _ in policies[:1]]]
+            names, units = [x.name for x in simulator.scenarios], {o.name: o.unit for o in simulator.outcomes}
+            wanted = [publish.mark(n, o) for n in names for o in units] + [f"{w}|{p.config.name}" for p in policies for w in recommend.MARKS]
+            shown = publish.cells(members, publish.marks(frame, *marks), wanted, self.config.disclosure.smallest_cell)
+            groups = self._groups(members)
+            if policies:
+                gains = [r for p in policies for r in recommend.policies_of_cohorts(found, members, p, self.config.seed).collect()]
+                about = {p.config.name: (p.config.objective, p.unit) for p in policies}
+                self._write(schemas.COHORT_POLICIES, publish.policy_rows(gains, groups, about, shown))
+            summaries = effects.summaries(found, members, simulator.outcomes, self.config.seed).collect()
+            rows = publish.effect_rows(summaries, groups, names, units, shown)
+            self._write(schemas.COHORT_EFFECTS, rows)
+            members.unpersist(), frame.unpersist()
+            stage.counts["rows"], stage.counts["suppressed"] = len(rows), sum(r["suppressed"] for r in rows)
+
+    def _groups(self, members: DataFrame) -> list[publish.Group]:
+        """All cohorts, and the subgroups that some patient is in, in the configuration's order."""
+        there = {(r[0], r[1]) for r in members.select("cohort", "subgroup").distinct().collect()}
+        return [
+            (c.name, name)
+            for c in self.config.cohorts
+            for name in [cohorts.ALL, *sorted(g for cohort, g in there if cohort == c.name and g != cohorts.ALL)]
+        ]
+
+    def _write(self, table: Table, rows: list[dict]) -> None:
+        names = [c.name for c in table.columns]
+        self.storage.replace(table, self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema))
 
     def attributes(self) -> DataFrame:
         """One row per patient with what cohort filters may name."""

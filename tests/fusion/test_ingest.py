@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from tests.sources import mapping_file
 from twinlib import sources
@@ -198,9 +199,9 @@ def test_records_are_conserved_per_source(clinic):
 
 
 def test_observations_in_canonical_units_utc_and_flags(clinic):
-    got = table(
-        clinic.observations.filter("signal = 'glucose'"), "patient_id", "time", "value", "line", "quality", "utc_offset_minutes"
-    )
+    series = F.array(F.lit("warm_up"), F.lit("gap"))  # flags of a series are tested in test_quality
+    glucose = clinic.observations.filter("signal = 'glucose'").withColumn("quality", F.array_except("quality", series))
+    got = table(glucose, "patient_id", "time", "value", "line", "quality", "utc_offset_minutes")
     day = datetime(2024, 1, 13)
     assert got == sorted(
         [
@@ -367,7 +368,7 @@ def test_priority_of_sources_settles_a_conflict(spark, tmp_path):
     meter, diary = (mapping_file(tmp_path, shape(n)) for n in ("meter", "diary"))
     for first, second, glucose, foods in ((meter, diary, 100.0, [20.0, 30.0]), (diary, meter, 120.0, [20.0, 40.0])):
         got = ingest(spark, run_config((first, root), (second, root)), KEY)
-        assert [(r.value, r.quality) for r in got.observations.collect()] == [(glucose, ["conflict"])]
+        assert [(r.value, r.quality) for r in got.observations.collect()] == [(glucose, ["conflict", "warm_up"])]
         assert sorted(r.amount for r in got.exposures.collect()) == foods
         assert sum(d for _, _, d, _ in counts(got).values()) == 3
         got.release()
@@ -435,7 +436,7 @@ def test_t1d_uom(spark, data):
 def tidepool_facts(got) -> dict[str, set]:
     exposures = got.exposures.collect()
     return {
-        "glucose": {(r.time, round(r.value, 6)) for r in got.observations.collect()},
+        "glucose": {(r.time, round(r.value, 6)) for r in got.observations.where("signal = 'glucose'").collect()},
         **{
             a: {(r.start, r.end, round(r.amount, 6)) for r in exposures if r.agent == a}
             for a in ("insulin_basal", "insulin_bolus", "carbohydrate")

@@ -16,7 +16,9 @@ from twinlib.sources.mapping import Clock
 _ZONE = r"\s?(Z|[+-]\d{2}:?\d{2})"
 _SECONDS = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d{{1,9}})?({_ZONE})?$"
 _MINUTES = rf"^(\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}})(?:{_ZONE})?$"
+_EPOCHS = {"epoch_s": 1e6, "epoch_ms": 1e3}  # microseconds
 _FOLDS = (30, 60, 120)  # minutes by which clocks are set back somewhere on earth
+_HOUR = re.compile("[HhaS]")
 AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
 
 
@@ -26,6 +28,9 @@ def parsed(text: Column, formats: Sequence[str]) -> Column:
 
 
 def _one(text: Column, pattern: str) -> Column:
+    if pattern in _EPOCHS:
+        number = F.when(text.rlike(r"^\d{1,14}(\.\d+)?$"), text.try_cast("double"))
+        return F.timestamp_micros(F.round(number * _EPOCHS[pattern]).cast("bigint"))
     if pattern == "iso":  # Spark's own reading takes a zone after seconds only, and dates without time, which are not meant
         with_seconds = F.regexp_replace(text, _MINUTES, "$1:00$2")
         return F.when(text.rlike(_SECONDS), F.try_to_timestamp(text)).when(text.rlike(_MINUTES), F.try_to_timestamp(with_seconds))
@@ -38,7 +43,14 @@ def swapped(formats: Sequence[str]) -> list[str]:
 
 
 def explicit(text: Column, clock: Clock) -> Column:
-    """Whether the text itself names its zone."""
+    """Whether the text itself names its zone, or is an instant."""
+    if all(f in _EPOCHS for f in clock.formats):
+        return text.isNotNull()
+    since_1970 = text.rlike(r"^\d{9,14}(\.\d+)?$") if any(f in _EPOCHS for f in clock.formats) else F.lit(False)
+    return since_1970 | _explicit(text, clock)
+
+
+def _explicit(text: Column, clock: Clock) -> Column:
     return text.rlike(rf":\d{{2}}(\.\d+)?{_ZONE}$") if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
 
 
@@ -48,6 +60,24 @@ def wall(text: Column, clock: Clock, order: Column) -> Column:
     if clock.order == "fixed":
         return usual
     return F.when(order == "first", usual).when(order == "second", parsed(text, swapped(clock.formats)))
+
+
+def dated(clock: Clock) -> bool:
+    """Whether some texts may be dates without a time of day."""
+    return any(f != "iso" and not _HOUR.search(f) for f in clock.formats)
+
+
+def until(text: Column, clock: Clock, order: Column) -> Column:
+    """Where the text is a date, a month or a year only: the wall-clock reading at which that period is over; else null."""
+    earlier, result = F.lit(None).cast("timestamp"), F.lit(None).cast("timestamp")
+    for pattern in clock.formats:
+        read = wall(text, clock.model_copy(update={"formats": (pattern,)}), order)
+        if pattern != "iso" and not _HOUR.search(pattern):
+            months = 0 if "d" in pattern else 1 if "M" in pattern else 12
+            end = F.add_months(read, months).cast("timestamp") if months else shifted(read, F.lit(1440))
+            result = F.coalesce(result, F.when(earlier.isNull(), end))
+        earlier = F.coalesce(earlier, read)
+    return result
 
 
 def date_orders(df: DataFrame) -> DataFrame:
@@ -81,10 +111,18 @@ def to_utc(wall: Column, named: Column, clock: Clock, offset: Column) -> Column:
     return F.when(named, wall).otherwise(F.to_utc_timestamp(wall, clock.zone))
 
 
-def local_offset(utc: Column, clock: Clock, offset: Column) -> Column:
-    """Local time minus UTC in minutes, null where the source does not tell."""
+def local_offset(text: Column, utc: Column, clock: Clock, offset: Column) -> Column:
+    """Local time minus UTC in minutes, null where the source does not tell. A text that ends in +01:00 tells; one in Z does not."""
     if clock.offset_column is not None:
         return offset
+    if any(f == "iso" or "X" in f for f in clock.formats):
+        sign, hours, minutes = (F.regexp_extract(text, r":\d{2}(?:\.\d+)?\s?([+-])(\d{2}):?(\d{2})$", k) for k in (1, 2, 3))
+        stated = F.when(sign != "", (hours.try_cast("int") * 60 + minutes.try_cast("int")) * F.when(sign == "-", -1).otherwise(1))
+        return F.coalesce(stated, _zone_offset(utc, clock))
+    return _zone_offset(utc, clock)
+
+
+def _zone_offset(utc: Column, clock: Clock) -> Column:
     zone = clock.local_zone or clock.zone
     if zone == "UTC":
         return F.lit(None).cast("int")

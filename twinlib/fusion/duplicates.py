@@ -8,6 +8,7 @@ are the same.
   line, because the rate set last within a minute is the one in force. It is flagged `conflict` where another value was dropped.
 - Of an agent whose amounts add up (foods of one meal), all different records of the first source are kept and flagged
   `same_instant`; equal ones (value, end and label) are repetitions.
+- Of one source, a record that corrects another (flag `amended`) comes before it.
 - Of a patient's attributes the first record is kept.
 """
 
@@ -30,9 +31,10 @@ def settle(df: DataFrame) -> DataFrame:
             "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
             "item": item,
             "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
+            "original": ~F.array_contains("quality", "amended"),
         }
     )
-    in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "entry", "file", "place")  # one sort for everything
+    in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "original", "entry", "file", "place")  # one sort for everything
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     content = F.struct(same, "end")
     df = df.withColumns(
@@ -52,4 +54,4 @@ def settle(df: DataFrame) -> DataFrame:
             "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
             "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
         }
-    ).drop("extended", "item", "place", "rank", "repeats", "leading", "one_source", "differ")
+    ).drop("extended", "item", "place", "original", "rank", "repeats", "leading", "one_source", "differ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
@@ -12,30 +12,35 @@ from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from twinlib.config import RunConfig
+from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
+from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
+from twinlib.fusion.identity import claims, identities, joined, relatives, resolve
 from twinlib.fusion.judge import judge
+from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
-from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
-from twinlib.sources.forgotten import without_forgotten
+from twinlib.sources.forgotten import tombstone, without_forgotten
 from twinlib.sources.records import Source
-from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
+from twinlib.tables.schemas import EVENTS, EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 
 CONTRADICTION_MINIMUM = 5  # readings of one patient below which a median says nothing about the unit
 
 
 @dataclass(frozen=True)
 class Ingested:
-    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS; `release` when they are written."""
+    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, QUARANTINE, INGEST_COUNTS, IDENTITIES; `release` when they are written."""
 
     patients: DataFrame
     observations: DataFrame
     exposures: DataFrame
+    events: DataFrame
     quarantine: DataFrame
     counts: DataFrame
+    identities: DataFrame
     cached: tuple[DataFrame, ...]
 
     def release(self) -> None:
@@ -54,34 +59,42 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: froze
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
-    entries = interpret(sources, load_vocabulary(config.vocabulary))
-    return fuse(spark, sources, entries, key, config.as_of, tombstones)
+    vocabulary = load_vocabulary(config.vocabulary)
+    entries = interpret(sources, vocabulary)
+    return fuse(spark, sources, entries, key, vocabulary.sensors, config.identity, config.as_of, tombstones)
 
 
 def fuse(
-    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes,
-    as_of: datetime | None = None, tombstones: frozenset[str] = frozenset(),
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor],
+    identity: IdentityConfig | None = None, as_of: datetime | None = None, tombstones: frozenset[str] = frozenset(),
 ) -> Ingested:
-    """`ingest` for opened sources and their interpreted entries."""
+    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
     read = judge(spark, _records(spark, sources, key), entries)
     if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
         read = read.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
     read = read.persist(StorageLevel.MEMORY_AND_DISK)
-    judged = without_forgotten(read, tombstones, key)
+    stated = claims(identity, read, sources, [e.origin for e in entries], key) if identity else []
+    withdrawn = relatives(stated, tombstones, key)
+    found = resolve(c for c in stated if c.patient not in withdrawn)
+    alive = without_forgotten(read, tombstones | {tombstone(key, p) for p in withdrawn}, key)
+    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
+    judged = joined(spark, clock_jumps.applied(spark, alive, clock_jumps.find(alive, sensed)), found)
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
     final = _overrule(judged, wrong_units).join(known, "entry", "inner")
     sound = final.filter(F.col("ignored").isNull() & F.col("reason").isNull())
-    settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored")).persist(StorageLevel.MEMORY_AND_DISK)
+    settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored", "identifiers")).persist(StorageLevel.MEMORY_AND_DISK)
     counts = _counts(final, settled, entries)
     check_conservation(counts, sources, entries)
     kept = settled.filter("kept")
     return Ingested(
         patients=_patients(final, settled),
-        observations=_observations(kept),
+        observations=_observations(kept, entries, sensors),
         exposures=_exposures(kept),
+        events=_events(kept),
         quarantine=_quarantine(spark, final, entries),
         counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
+        identities=identities(spark, found, sources),
         cached=(read, wrong_units, settled),
     )
 
@@ -110,7 +123,8 @@ def _contradictions(spark: SparkSession, judged: DataFrame, entries: Sequence[En
 def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
     """Refuses all records of a patient, entry and unit that contradict their unit."""
     df = judged.join(F.broadcast(contradictions), ["entry", "patient_id", "unit"], "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
+    wrong = F.coalesce("contradicted", F.lit(False))
+    return df.withColumn("reason", overruled(F.col("reason"), wrong, "unit_contradicts_values")).drop("contradicted")
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
@@ -118,11 +132,13 @@ def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
 
 
-def _observations(kept: DataFrame) -> DataFrame:
+def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
     df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE
+        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
     )
-    return OBSERVATIONS.conform(df)
+    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
+    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
+    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
@@ -137,6 +153,13 @@ def _exposures(kept: DataFrame) -> DataFrame:
         *_PROVENANCE,
     )
     return EXPOSURES.conform(df)
+
+
+def _events(kept: DataFrame) -> DataFrame:
+    df = kept.filter("target = 'event'").select(
+        "patient_id", F.col("name").alias("event"), F.col("utc").alias("start"), "end", "label", *_PROVENANCE
+    )
+    return EVENTS.conform(df)
 
 
 def _patients(judged: DataFrame, settled: DataFrame) -> DataFrame:
@@ -164,7 +187,7 @@ def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]
     details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
     df = judged.filter("reason IS NOT NULL").join(details, ["entry", "reason"], "left")
     return QUARANTINE.conform(
-        df.select("source", "file", "line", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+        df.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
     )
 
 
@@ -175,7 +198,7 @@ def _applies(code: str, e: Entry) -> bool:
 
 
 def _counts(judged: DataFrame, settled: DataFrame, entries: Sequence[Entry]) -> list[dict]:
-    """Rows of INGEST_COUNTS. What was read and refused is counted before, what was kept and dropped after duplicates."""
+    """Rows of INGEST_COUNTS, one per source name. What was read and refused is counted before, what was kept and dropped after duplicates."""
     record = F.col("ignored").isNull()
     before = judged.groupBy("entry").agg(
         F.count_if(~record).alias("files"),
@@ -184,22 +207,16 @@ def _counts(judged: DataFrame, settled: DataFrame, entries: Sequence[Entry]) -> 
         F.count_if(record & F.col("reason").isNotNull()).alias("quarantined"),
     )
     after = settled.groupBy("entry").agg(F.count_if("kept").alias("accepted"), F.count_if(~F.col("kept")).alias("duplicates"))
-    result = {
-        e.number: {
-            "source": e.meaning.source,
-            "files": 0,
-            "rows_ignored": 0,
-            "rows_read": 0,
-            "accepted": 0,
-            "duplicates": 0,
-            "quarantined": 0,
-        }
-        for e in entries
-    }
+    names = ("files", "rows_ignored", "rows_read", "accepted", "duplicates", "quarantined")
+    counted = {e.number: dict.fromkeys(names, 0) for e in entries}
     for row in [*after.collect(), *before.collect()]:
-        result[row.entry] |= {k: v for k, v in row.asDict().items() if k != "entry"}
-    files = {e.meaning.group: result[e.number]["files"] for e in reversed(entries) if result[e.number]["files"]}
-    return [result[e.number] | {"files": files.get(e.meaning.group, 0)} for e in entries]
+        counted[row.entry] |= {k: v for k, v in row.asDict().items() if k != "entry"}
+    files = {e.meaning.group: counted[e.number]["files"] for e in reversed(entries) if counted[e.number]["files"]}
+    result: dict[str, dict] = {}
+    for e in entries:
+        total = result.setdefault(e.meaning.source, {"source": e.meaning.source, **dict.fromkeys(names, 0)})
+        total |= {n: total[n] + counted[e.number][n] for n in names[1:]} | {"files": files.get(e.meaning.group, 0)}
+    return list(result.values())
 
 
 def check_conservation(counts: Sequence[dict], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
@@ -211,6 +228,7 @@ def check_conservation(counts: Sequence[dict], sources: Sequence[Source], entrie
                 f"{c['duplicates']} duplicates, {c['quarantined']} quarantined"
             )
     for origin, source in enumerate(sources):
-        if not any(c["rows_read"] for c, e in zip(counts, entries) if e.origin == origin):
-            files = sum({e.meaning.group: c["files"] for c, e in zip(counts, entries) if e.origin == origin}.values())
+        own = {e.meaning.source: e.meaning.group for e in entries if e.origin == origin}
+        if not any(c["rows_read"] for c in counts if c["source"] in own):
+            files = sum({own[c["source"]]: c["files"] for c in counts if c["source"] in own}.values())
             raise DataError(f"source {source.name}: no records in {files} files; expected at least one")

@@ -13,10 +13,12 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.errors import DataError
+from twinlib.sources.blocks import Block, Unreadable
+from twinlib.sources.choice import known_rows, marks, meets
 from twinlib.sources.files import File, filesystem, find, select
-from twinlib.sources.mapping import SECONDS, Entry, FileGroup, Mapping
-from twinlib.sources.pseudonym import pseudonym, pseudonyms
-from twinlib.sources.readers import Block, Unreadable, header, read
+from twinlib.sources.mapping import SECONDS, SPARSE, Entry, FileGroup, Mapping
+from twinlib.sources.pseudonym import pseudonym, pseudonyms, tokens
+from twinlib.sources.readers import header, read
 from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
 from twinlib.sources.verbatim import masker, verbatim
 
@@ -31,21 +33,22 @@ def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning,
         if len(group.entries) > 1 or group.entries[0].name:
             yield Meaning(base, base, f"{path}: files {group.name}", "none"), group, None
         for entry in group.entries:
-            target = "patient" if entry.patient else "observation" if entry.observation else "exposure"
+            target = "patient" if entry.patient else "observation" if entry.observation else "exposure" if entry.exposure else "event"
             yield (
                 Meaning(
                     source=f"{base}.{entry.name}" if entry.name else base,
                     group=base,
                     where=f"{path}: files {group.name}, entry {entry.name or target}",
                     target=target,
-                    name=entry.observation or entry.exposure or "",
+                    name=entry.name_of_target,
                     kind=entry.kind if entry.exposure else None,
                     clock=group.clock(entry),
-                    value=entry.value,
+                    value=entry.number,
                     duration_seconds=SECONDS[entry.duration.unit] if entry.duration else None,
                     attributes=entry.patient,
                     has_end=entry.end is not None,
                     has_available=entry.available_at is not None,
+                    has_device=group.device is not None and entry.observation is not None,
                 ),
                 group,
                 entry,
@@ -59,6 +62,8 @@ class MappedSource:
         self.mapping, self.path, self.root, self.name = mapping, path, root, name or mapping.name
         self._parts = tuple(_meanings(mapping, self.name, path))
         self.meanings = tuple(m for m, _, _ in self._parts)
+        self.namespace = mapping.namespace
+        self.described = mapping.model_dump_json()  # all of its configuration, for the fingerprint of a run
 
     def files(self) -> list[tuple[FileGroup, list[File]]]:
         """Raises DataError where a glob matches no file."""
@@ -84,7 +89,7 @@ class MappedSource:
             problem = ""
             for file in files[:HEADERS_CHECKED]:
                 try:
-                    with _open(system, group, file) as stream:
+                    with opened(system, group, file) as stream:
                         names |= set(header(group, stream))
                 except Unreadable as e:
                     problem = f" ({e.detail})"
@@ -96,8 +101,10 @@ class MappedSource:
         wanted: set[str] = set()
         for entry in group.entries:
             # a JSON record leaves out the keys it has no use for: only what every record needs can be checked
-            loose = group.format == "json" and (entry.when or entry.optional)
-            wanted |= group.columns(entry) - (entry.columns if loose else set())
+            loose = group.format in SPARSE and (entry.when or entry.optional)
+            wanted |= group.columns(entry) - (entry.columns if loose else set()) - {*entry.present, group.device}  # a file need not name its device
+        if group.unpivot:
+            wanted -= {group.unpivot.name, group.unpivot.value}
         if group.format == "json":
             wanted = {c.split(".")[0].split("[")[0] for c in wanted}
         for column in sorted(wanted - names):
@@ -108,7 +115,7 @@ class MappedSource:
     def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
         """RECORDS of all files. The list of files travels inside the function: no path, and so no id, is in a plan."""
         jobs = [_Job(self._layout(group, first), file) for group, files in self.files() for file in files]
-        tasks = _balance(jobs, spark.sparkContext.defaultParallelism)
+        tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
         root, namespace = self.root, self.mapping.namespace
 
         def extract_files(batches):
@@ -140,7 +147,7 @@ class _Job:
     file: File
 
 
-def _balance(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
+def balanced(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     """Files spread over tasks of about equal size, largest first."""
     total = sum(j.file.size for j in jobs)
     n = max(1, min(len(jobs), max(parallelism, -(-total // TASK_BYTES))))
@@ -152,7 +159,7 @@ def _balance(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     return tasks
 
 
-def _open(system, group: FileGroup, file: File):
+def opened(system, group: FileGroup, file: File):
     """Parquet needs to seek; texts are read through, and unpacked where their names end in .gz, .bz2 or .zst."""
     return system.open_input_file(file.path) if group.format == "parquet" else system.open_input_stream(file.path)
 
@@ -170,7 +177,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
     def faults(rows: list[tuple[int | None, str, str, str]]) -> pa.RecordBatch:
         lines, codes, details, texts = zip(*rows)
         n = len(rows)
-        return _batch(
+        return batch(
             n,
             entry=[layout.own] * n,
             file=[shown] * n,
@@ -182,7 +189,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
         )
 
     try:
-        with _open(system, group, file) as stream:
+        with opened(system, group, file) as stream:
             for block in read(group, stream, needed, required):
                 ids = _patients(group, block, known, key, namespace)
                 if block.faulty:
@@ -194,14 +201,14 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
                     chosen = _chosen(group, entry, block)
                     wanted |= chosen
                     if chosen.any():
-                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed)
+                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed, key, namespace)
                 ignored += int((~wanted).sum())
     except Unreadable as e:
         yield faults([(None, e.code, e.detail, "{}")])
-    yield _batch(1, entry=[layout.own], file=[shown], ignored=[ignored])
+    yield batch(1, entry=[layout.own], file=[shown], ignored=[ignored])
 
 
-def _batch(n: int, **columns) -> pa.RecordBatch:
+def batch(n: int, **columns) -> pa.RecordBatch:
     """A batch of n rows; absent columns are null."""
     arrays = [
         columns[f.name]
@@ -237,8 +244,14 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
         for column, texts in conditions.items():
             hit = pc.is_in(pc.utf8_trim_whitespace(block.columns[column]), value_set=pa.array(texts, pa.string()))
             chosen &= hit.to_numpy(zero_copy_only=False) == wanted
-    if entry.optional and entry.value and entry.value.column:
-        chosen &= _cell(group, block.columns[entry.value.column]).is_valid().to_numpy(zero_copy_only=False)
+    for column in entry.present:
+        chosen &= _cell(group, block.columns[column]).is_valid().to_numpy(zero_copy_only=False)
+    stated = entry.value.column if entry.value else group.clock(entry).column[0] if entry.number or entry.event else None
+    if entry.optional and stated:
+        chosen &= _cell(group, block.columns[stated]).is_valid().to_numpy(zero_copy_only=False)
+    if entry.codes:
+        coded, named = known_rows(entry.codes, block.columns)
+        chosen &= coded | named
     return chosen
 
 
@@ -253,6 +266,8 @@ def _select(
     raw_id: str | None,
     known: str | None,
     needed: set[str],
+    key: bytes,
+    namespace: str,
 ) -> pa.RecordBatch:
     keep, n = pa.array(chosen), int(chosen.sum())
     columns = {name: c.filter(keep) for name, c in block.columns.items()} if n < len(chosen) else block.columns
@@ -261,7 +276,7 @@ def _select(
     def cell(name: str | None) -> pa.Array:
         return _cell(group, columns[name]) if name else pa.nulls(n, pa.string())
 
-    clock, value, attributes = group.clock(entry), entry.value, entry.patient
+    clock, value, attributes = group.clock(entry), entry.number, entry.patient
     times = [cell(c) for c in clock.column] if clock else []
     fields = {
         "time": times[0] if len(times) == 1 else pc.binary_join_element_wise(*times, " ") if times else cell(None),
@@ -270,14 +285,31 @@ def _select(
         "duration": cell(entry.duration.column if entry.duration else None),
         "available": cell(entry.available_at),
         "label": cell(entry.label),
+        "device": cell(group.device if entry.observation else None),
         "unit": cell(value.unit_column if value else None),
         "value": pa.array([repr(value.constant)] * n, pa.string())
         if value and value.column is None
         else cell(value.column if value else None),
     }
+    if block.parts is not None:
+        fields["part"] = pa.array(block.parts[chosen])
+    if group.device:
+        fields["device"] = pc.utf8_slice_codeunits(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"]), 0, 12)
+    flags = {name: meets(conditions, columns, n) for name, conditions in entry.flags.items()}
+    if entry.codes and entry.codes.words:
+        flags["by_name"] = known_rows(entry.codes, columns)[1]
+    if flags:
+        fields["flags"] = marks(flags, n)
+    for code, conditions in entry.refuse.items():
+        faulty = pa.array(meets(conditions, columns, n))
+        fields["fault"] = pc.if_else(faulty, code, fields.get("fault", pa.nulls(n, pa.string())))
+        fields["detail"] = pc.if_else(faulty, f"columns {', '.join(conditions)}", fields.get("detail", pa.nulls(n, pa.string())))
+    if attributes and attributes.identifiers:
+        stated = [tokens(key, system, cell(c)) for system, c in attributes.identifiers.items()]
+        fields["identifiers"] = pc.binary_join_element_wise(*stated, " ", null_handling="skip")
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
-    return _batch(
+    return batch(
         n,
         entry=pa.array(np.full(n, number, np.int32)),
         file=pa.array([shown], pa.string()).take(pa.array(np.zeros(n, np.int64))),
