@@ -115,6 +115,7 @@ class Runner(ABC):
         if self._preview:
             raise Preview(name, same)
         began, work, tasks = time.monotonic(), None, Tasks(self.spark)
+        self._lineage(name, "START")
         try:
             with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
                 work = Work(stage, same)
@@ -129,16 +130,19 @@ class Runner(ABC):
             fields = {"run_id": self.runs.run_id, "stage": name, "status": state, "seconds": round(seconds, 3), **counted}
             words = " ".join(f"{k}={v}" for k, v in counted.items())
             log.info("stage=%s status=%s seconds=%.1f %s", name, state, seconds, words, extra={"fields": fields})
-            self._lineage(name, reads, writes, work.stage if work else None, error)
+            self._lineage(name, "FAIL" if error else "COMPLETE", reads, writes, work.stage if work else None, error)
 
-    def _lineage(self, name: str, reads, writes, stage: Stage | None, error: BaseException | None) -> None:
-        """The stage's event; a failure to write it does not hide how the stage ended."""
+    def _lineage(
+        self, name: str, kind: str, reads: tuple[Table, ...] = (), writes: tuple[Table, ...] = (), stage: Stage | None = None,
+        error: BaseException | None = None,
+    ) -> None:
+        """One event of a stage; a failure to write it does not hide how the stage ended."""
         message = None if error is None else str(error) if isinstance(error, TwinlibError) else type(error).__name__
         try:
             read = {t.name: self._seen.get(t.name) or self.storage.version(t) for t in reads}
             lineage.write(self.storage, self.runs.run_id, lineage.event(
-                self.storage, self.config.name, self.runs.run_id, name, "FAIL" if error else "COMPLETE", datetime.now(UTC),
-                read, dict(stage.tables) if stage else {}, {t.name: t for t in writes}, dict(stage.counts) if stage else {}, message,
+                self.storage, self.config.name, self.runs.run_id, name, kind, datetime.now(UTC), read, dict(stage.tables) if stage else {},
+                {t.name: t for t in writes}, dict(stage.counts) if stage else {}, message,
             ))
         except (OSError, TwinlibError) as e:
             log.warning("stage=%s: its lineage could not be written: %s", name, type(e).__name__)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from benchmarks.subjects import rows as timelines
 from twinlib.config import load
 from twinlib.errors import ConfigError
 from twinlib.models.glucose_insulin import MODEL
@@ -13,9 +14,11 @@ from twinlib.models.pharmacokinetics import MODEL as DRUG
 from twinlib.population import promotion
 from twinlib.population.design import Column
 from twinlib.population.priors import PUBLISHED, Prior, check_version, published, rows
+from twinlib.stages import Night, Plan
 from twinlib.tables import open_storage, schemas
 
 from ..small import configured
+from .published import theophylline
 
 HEAVY = Column("body_weight", "log", 70.0)
 
@@ -122,3 +125,34 @@ def test_priors_with_other_shared_values_are_not_compared_by_evidence(first):
     found = promotion.compare(DRUG, old, Prior("z", old.mean, old.covariance, values={shared.name: 1.1 * shared.median}), twins, timelines)
     assert found.log_evidence_gain is None and [s.parameter for s in found.shifts if s.median[0] != s.median[1]] == [shared.name]
     assert promotion.compare(DRUG, old, old, twins, timelines).log_evidence_gain == 0
+
+
+@pytest.mark.realdata
+def test_a_population_is_learnt_compared_promoted_and_then_used(spark, data, tmp_path):
+    """Theophylline: nights stay with the published prior until the learnt one is promoted, and change every twin then."""
+    cohort = theophylline(data)
+    changes = {"simulate": None, "recommend": [], "subgroups": [], "cohorts": [{"name": "everyone"}], "learn": {"draws": 128, "tolerance": 0.02}}
+    path = configured(tmp_path, fit={"model": DRUG.name, "prior_version": "promoted"}, **changes)
+
+    def night() -> Night:
+        return Night(Plan.of(path), spark)
+
+    def twins() -> dict[str, tuple]:
+        before = night()
+        before.fit()
+        return {r.patient_id: (r.prior_version, r.status, r.mode) for r in before.storage.read(schemas.TWINS).collect()}
+
+    stored(spark, night().storage, schemas.TIMELINES, timelines(cohort, DRUG.name))
+    published_twins = twins()
+    assert {v[:2] for v in published_twins.values()} == {(PUBLISHED, "converged")} and len(published_twins) == 12
+    learning = night()
+    learning.learn()
+    newest = promotion.chosen(learning.storage, DRUG, "learned")
+    assert twins() == published_twins  # learning alone changes no night
+    found = promotion.compare(DRUG, published(DRUG), newest, learning.storage.read(schemas.TWINS), learning.storage.read(schemas.TIMELINES))
+    assert found.twins == 12 and found.log_evidence_gain is None  # the residual error was learnt too
+    assert {s.parameter: s.median[1] for s in found.shifts}["clearance"] == pytest.approx(2.75, rel=0.05)  # nlme, saemix: 2.74 to 2.77
+    promotion.promote(learning.storage, DRUG, newest.version, "theophylline")
+    learnt_twins = twins()
+    assert {v[:2] for v in learnt_twins.values()} == {(newest.version, "converged")}
+    assert all(learnt_twins[p][2] != published_twins[p][2] for p in learnt_twins)

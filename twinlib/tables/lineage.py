@@ -1,4 +1,4 @@
-"""What was made from what, as OpenLineage run events (https://openlineage.io/spec/2-0-2), one JSON line per stage of a run.
+"""What was made from what, as OpenLineage run events (https://openlineage.io/spec/2-0-2): JSON lines, a START and a COMPLETE or FAIL per stage of a run.
 
 The lines stand in `lineage/<run id>.jsonl` beside the tables (on an object store: the text data set `_lineage/<run id>`), so that a
 collector can pick them up. They hold names, versions, schemas and counts; never rows.
@@ -25,7 +25,7 @@ def event(
     storage: Storage, job: str, run_id: str, stage: str, kind: str, at: datetime, inputs: dict[str, str], outputs: dict[str, str],
     tables: dict[str, Table], counts: dict[str, int], message: str | None = None,
 ) -> dict:
-    """A RunEvent. kind: COMPLETE or FAIL; inputs and outputs: table name -> version; message: of a failure."""
+    """A RunEvent. kind: START, COMPLETE or FAIL; inputs and outputs: table name -> version; message: of a failure."""
     own = uuid.uuid5(uuid.NAMESPACE_URL, f"{run_id}/{stage}")
     parent = {"run": {"runId": str(uuid.uuid5(uuid.NAMESPACE_URL, run_id))}, "job": {"namespace": "twinlib", "name": job}}
     facets = {
