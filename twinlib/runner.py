@@ -20,7 +20,7 @@ from twinlib.metrics import Tasks
 from twinlib.plan import Plan
 from twinlib.progress import progress
 from twinlib.session import session
-from twinlib.tables import lineage, open_storage
+from twinlib.tables import faults, lineage, open_storage
 from twinlib.tables.contracts import Table
 from twinlib.tables.runs import Runs, Stage
 
@@ -116,6 +116,7 @@ class Runner(ABC):
             raise Preview(name, same)
         began, work, tasks = time.monotonic(), None, Tasks(self.spark)
         self._lineage(name, "START")
+        faults.entered(name)
         try:
             with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
                 work = Work(stage, same)

@@ -22,6 +22,7 @@ TINY = {
     "storage": {"buckets": 2},
     "checkpoint_episodes": 2,
     "cohorts": [{"name": "everyone"}],
+    "recommend": [{"name": "doses", "scenarios": ["bolus_*"], "objective": "tir"}],
     "spark": {
         "spark.master": "local[2,4]", "spark.sql.shuffle.partitions": 2, "spark.driver.memory": "1g",
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m",
@@ -30,10 +31,24 @@ TINY = {
 }
 SCENARIOS = "scenarios:\n  - name: as_is\n  - name: bolus_70\n    edits: [{do: scale, input: insulin_bolus, factor: 0.7}]\n"
 COMPARED = (
-    schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.TIMELINES, schemas.POPULATIONS, schemas.TWINS, schemas.TWIN_PARAMETERS,
-    schemas.OUTCOMES, schemas.COHORT_EFFECTS,
+    schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.EVENTS, schemas.QUARANTINE, schemas.INGEST_COUNTS, schemas.TIMELINES,
+    schemas.POPULATIONS, schemas.TWINS, schemas.TWIN_PARAMETERS, schemas.OUTCOMES, schemas.RECOMMENDATIONS, schemas.COHORT_POLICIES,
+    schemas.COHORT_EFFECTS,
 )
-INJECTED: list[str] = []  # every fault that did strike, for the report at the end
+INJECTED: list[tuple[str, str]] = []  # every fault that did strike, with the test, for the report at the end
+FAILED: set[str] = set()  # tests
+
+
+def injected(fault: str) -> None:
+    INJECTED.append((os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0], fault))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    found = yield
+    if found.failed:
+        FAILED.add(item.nodeid)
+    return found
 
 
 @dataclass
@@ -120,13 +135,15 @@ def undisturbed(cohort, tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def report(request):
-    """out/benchmarks/faults.json: what was injected. All of it was survived where no test failed."""
+    """out/benchmarks/faults.json: what every test of this run has injected, beside those of earlier runs. What a test that failed has
+    injected counts as not survived."""
     yield
     if INJECTED:
         out = REPO / "out" / "benchmarks" / "faults.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        survived = len(INJECTED) if not request.session.testsfailed else None
-        out.write_text(json.dumps({"faults_injected": len(INJECTED), "faults_survived": survived, "faults": INJECTED}, indent=1) + "\n")
+        known = json.loads(out.read_text()) if out.is_file() else {}
+        known |= {test: [{"fault": f, "survived": test not in FAILED} for t, f in INJECTED if t == test] for test, _ in INJECTED}
+        out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def when(condition, act, every: float = 0.05, within: float = 600) -> threading.Thread:

@@ -14,7 +14,7 @@ import pyspark
 import pytest
 
 from ..small import REPO
-from .conftest import INJECTED, TINY, content
+from .conftest import TINY, content, injected
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 SPARK = Path(pyspark.__file__).parent
@@ -104,7 +104,7 @@ def test_a_cluster_gives_the_same_tables_as_one_machine(tiny, undisturbed, archi
                 time.sleep(2)  # into the fit
                 assert run.poll() is None and "stage=fit status=" not in log.read_text(), log.read_text()[-3000:]
                 os.killpg(cluster.workers[0].pid, signal.SIGKILL)
-                INJECTED.append("parquet: a cluster's worker, its executor and Python workers killed during the fit")
+                injected("parquet: a cluster's worker, its executor and Python workers killed during the fit")
             assert run.wait(timeout=900) == 0, log.read_text()[-4000:]
         finally:
             if run.poll() is None:

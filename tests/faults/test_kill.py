@@ -1,7 +1,7 @@
 """kill -9 of the driver at seeded points of its writes and at seeded moments, and of Python workers in the middle of their work.
 
-Faults come in chains over one output folder: every run resumes what the killed one before it left, and is killed in turn; the last one
-may finish. At least thirty of them strike, over all stages and both formats.
+Faults come in chains over one output folder: every run resumes what the killed one before it left, and is killed in turn, stage after
+stage; the last one may finish. At least thirty of them strike, over all stages and both formats.
 """
 
 import os
@@ -13,36 +13,35 @@ import time
 import psutil
 import pytest
 
-from .conftest import INJECTED, Refresh, content, refresh, when
+from .conftest import Refresh, content, injected, refresh, when
 
 pytestmark = pytest.mark.faults
-FURTHEST = {"parquet": 24, "delta": 16}  # points passed in eight writes of a table, three or two each (twinlib/tables/faults.py)
-CHAINS = {"parquet": (11, 12), "delta": (13, 14)}  # seeds
-KILLS = {"parquet": 8, "delta": 6}  # of each chain
+STAGES = ("ingest", "fuse", "fit", "simulate", "recommend", "effects")
+WRITES = {"ingest": 9, "fuse": 2, "fit": 6, "simulate": 3, "recommend": 2, "effects": 3}  # of tables, the manifest's row among them
+POINTS = {"parquet": 3, "delta": 2}  # of a write (twinlib/tables/faults.py)
+CHAINS = {"parquet": (11, 12, 13), "delta": (14, 15)}  # seeds
 
 
 @pytest.mark.parametrize(("fmt", "seed"), [
     pytest.param(f, s, marks=[pytest.mark.delta] if f == "delta" else []) for f, seeds in CHAINS.items() for s in seeds
 ])
-def test_a_night_killed_again_and_again_ends_with_the_same_tables(tiny, undisturbed, fmt, seed):
+def test_a_night_killed_in_every_stage_ends_with_the_same_tables(tiny, undisturbed, fmt, seed):
     chance, path, struck = random.Random(seed), tiny("killed", fmt), []
-    for _ in range(3 * KILLS[fmt]):
-        point = chance.randint(1, FURTHEST[fmt])
-        run = Refresh(path, {"TWINLIB_FAULT": str(point)})
-        code = run.run()
-        assert code in (-signal.SIGKILL, 0), run.log
-        if code == 0:  # nothing was left to do before the point: the chain begins anew
+    for stage in STAGES:
+        for _ in range(5):
+            point = chance.randint(1, POINTS[fmt] * WRITES[stage])
+            run = Refresh(path, {"TWINLIB_FAULT": f"{stage}:{point}"})
+            code = run.run()
+            if code == -signal.SIGKILL:
+                struck.append(stage)
+                injected(f"{fmt}: driver killed in {stage} at write point {point} (chain {seed})")
+                break
+            assert code == 0, run.log  # the run before it had left less to write than that
             assert content(path, fmt) == undisturbed
             shutil.rmtree(path.parent / "tables")
-            continue
-        finished = [line.split("stage=")[1].split()[0] for line in run.log.splitlines() if " status=" in line and "stage=" in line]
-        struck.append(finished[-1] if finished else "none")
-        INJECTED.append(f"{fmt}: driver killed at write point {point}, last stage that was done: {struck[-1]} (chain {seed})")
-        if len(struck) == KILLS[fmt]:
-            break
+    assert tuple(struck) == STAGES
     assert refresh(path) == 0, Refresh(path, {}).log
     assert content(path, fmt) == undisturbed
-    assert len(struck) == KILLS[fmt] and len(set(struck)) > 2  # in different stages
 
 
 @pytest.mark.parametrize("seed", [21, 22])
@@ -58,7 +57,7 @@ def test_a_night_killed_at_any_moment_ends_with_the_same_tables(tiny, undisturbe
         time.sleep(chance.uniform(0.0, 4.0))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            INJECTED.append(f"parquet: driver killed a random while after stage {stage} (seed {seed})")
+            injected(f"parquet: driver killed a random while after stage {stage} (seed {seed})")
         process.wait()
     assert refresh(path) == 0
     assert content(path, "parquet") == undisturbed
@@ -78,7 +77,7 @@ def test_killed_workers_are_replaced_and_nothing_changes(tiny, undisturbed):
             if workers:
                 workers[0].kill()
                 killed.append(stage)
-                INJECTED.append(f"parquet: a Python worker killed in the stage after {stage}")
+                injected(f"parquet: a Python worker killed in the stage after {stage}")
                 break
             time.sleep(0.02)
     assert process.wait(timeout=900) == 0, run.log

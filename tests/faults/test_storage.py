@@ -14,7 +14,7 @@ import pytest
 from twinlib.tables import schemas
 from twinlib.tables.storage import LOCK
 
-from .conftest import INJECTED, Refresh, content, refresh
+from .conftest import Refresh, content, injected, refresh
 
 pytestmark = pytest.mark.faults
 FORMATS = ["parquet", pytest.param("delta", marks=pytest.mark.delta)]
@@ -44,7 +44,7 @@ def test_damaged_files_are_named_and_a_table_moved_away_is_built_anew(finished, 
             crc.unlink()
         assert run.run() == 5, run.log
         assert f"table {table}: {file} is damaged. Move the folder of the table away" in run.log
-        INJECTED.append(f"{fmt}: footer of {table} cut off")
+        injected(f"{fmt}: footer of {table} cut off")
         shutil.rmtree(home)
     if fmt == "parquet":
         pointer = path.parent / "tables" / "twins" / "CURRENT"
@@ -52,7 +52,7 @@ def test_damaged_files_are_named_and_a_table_moved_away_is_built_anew(finished, 
             good = pointer.read_text()
             pointer.write_text(good[:3])
             assert run.run() == 5 and "CURRENT is damaged" in run.log
-            INJECTED.append("parquet: pointer of twins cut off")
+            injected("parquet: pointer of twins cut off")
             pointer.write_text(good)
     assert run.run() == 0, run.log
     assert content(path, fmt) == undisturbed
@@ -70,7 +70,7 @@ def test_a_full_disk_stops_the_night_and_room_lets_it_go_on(tiny, undisturbed, f
     java.rlimit(psutil.RLIMIT_FSIZE, (512, 512))
     assert process.wait(timeout=900) == 5, run.log
     assert "error: a disk cannot be written (File too large)" in run.log and "Traceback" not in run.log
-    INJECTED.append(f"{fmt}: no room on the disk after fuse")
+    injected(f"{fmt}: no room on the disk after fuse")
     assert refresh(path) == 0
     assert content(path, fmt) == undisturbed
 
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_written_is_named(tiny, undisturbed):
     tables.write_text("a file where the folder should be")  # permissions do not stop root, who runs this in many places
     run = Refresh(path, {})
     assert run.run() == 5 and f"folder {tables} cannot be made" in run.log
-    INJECTED.append("parquet: output that cannot be written")
+    injected("parquet: output that cannot be written")
     tables.unlink()
     if os.geteuid():
         tables.mkdir(0o500)
@@ -101,7 +101,7 @@ def test_a_second_run_at_the_same_time_stops_with_a_message(tiny, undisturbed, f
         assert holder.stdout.readline() == "held\n"
         run = Refresh(path, {})
         assert run.run() == 5 and "another run is writing these tables" in run.log
-        INJECTED.append(f"{fmt}: a second run at the same time")
+        injected(f"{fmt}: a second run at the same time")
     finally:
         holder.kill()
         holder.wait()
@@ -136,4 +136,4 @@ def test_a_clock_set_back_does_not_confuse_what_is_done(spark, tmp_path, monkeyp
         pass
     assert runs.Runs(storage, config).last_input_hash("fit") == "h3"
     assert storage.read(schemas.RUNS).count() == 3
-    INJECTED.append("parquet: clock set back by 400 days")
+    injected("parquet: clock set back by 400 days")
