@@ -53,6 +53,15 @@ def test_who_has_withdrawn_is_in_no_result_not_even_in_a_broken_record(spark, cl
     got.release()
 
 
+def test_who_has_withdrawn_is_gone_under_a_linked_id_too(spark, clinic, tmp_path):
+    (tmp_path / "crosswalk.csv").write_text("source,id,person\nclinic,p1,x\nclinic,p7,x\n")
+    config = run_config(clinic, identity={"crosswalk": str(tmp_path / "crosswalk.csv")})
+    before, after = ingest(spark, config, KEY), ingest(spark, config, KEY, frozenset({tombstone(KEY, id_of("p7"))}))
+    assert before.patients.count() == 2 and {r.source_patient_id for r in before.identities.collect()} == {id_of("p1"), id_of("p7")}
+    assert [r.patient_id for r in after.patients.collect()] == [id_of("p2")] and not after.identities.count()
+    before.release(), after.release()
+
+
 def test_a_tombstone_of_somebody_else_changes_nothing(spark, clinic):
     plain, other = ingest(spark, run_config(clinic), KEY), ingest(spark, run_config(clinic), KEY, frozenset({tombstone(KEY, id_of("p9"))}))
     for name in ("patients", "exposures", "quarantine", "counts"):
