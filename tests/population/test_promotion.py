@@ -128,6 +128,7 @@ def test_priors_with_other_shared_values_are_not_compared_by_evidence(first):
 
 
 @pytest.mark.realdata
+@pytest.mark.slow
 def test_a_population_is_learnt_compared_promoted_and_then_used(spark, data, tmp_path):
     """Theophylline: nights stay with the published prior until the learnt one is promoted, and change every twin then."""
     cohort = theophylline(data)
