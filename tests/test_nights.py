@@ -17,7 +17,7 @@ from twinlib.stages import Night, Plan
 from twinlib.tables import schemas
 from twinlib.tables.runs import Runs
 
-from .small import configured
+from .small import configured, insert
 
 pytestmark = pytest.mark.slow
 DERIVED = (
@@ -61,7 +61,7 @@ def story(spark, tmp_path_factory):
     path = configured(folder / "grown", **TINY | {"generate": None})
     late, wrong = (raw / GLUCOSE.format(i) for i in ("10000", "10002"))
     late.write_text("".join(late.read_text().splitlines(keepends=True)[:400]))
-    wrong.write_text(wrong.read_text() + "05/01/2026 00:02,22.0\n06/01/2026 00:02,222\n")  # the second is refused
+    insert(wrong, "05/01/2026 00:02,22.0", "06/01/2026 00:02,222")  # the second is refused
     without(raw, "TP00003")
     notes = {"path": path, "full": full}
 
@@ -219,7 +219,7 @@ def arrived(path: Path, chance: random.Random, nights: int) -> list[str]:
         records = json.loads(path.read_text())
         at = [chance.randrange(nights) for _ in records]
         return [json.dumps([r for r, k in zip(records, at) if k <= night]) for night in range(nights)]
-    head, *lines = path.read_text().splitlines(keepends=True)
+    head, *lines = path.read_text(encoding="latin-1").splitlines(keepends=True)
     at = [chance.randrange(nights) for _ in lines]
     return ["".join([head, *(line for line, k in zip(lines, at) if k <= night)]) for night in range(nights)]
 
@@ -237,7 +237,7 @@ def test_records_that_arrive_in_any_order_end_in_the_same_tables(spark, tmp_path
         path = configured(folder, **tiny | {"generate": None})
         for k in range(2):
             for p, text in texts.items():
-                p.write_text(text[k])
+                p.write_text(text[k], encoding="utf-8" if p.suffix == ".json" else "latin-1")
             night = Night(Plan.of(path), spark)
             night.run()
             found.append(content(night))

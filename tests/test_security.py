@@ -12,7 +12,7 @@ from twinlib.errors import ConfigError
 from twinlib.sources.pseudonym import pseudonym
 from twinlib.whatif.cohorts import Attributes, check
 
-from .small import REPO, configured
+from .small import REPO, configured, insert
 
 PATIENT, BORN, VALUE, REFUSED = "QX7MARKER77", "1931-11-23", "17.3719", "nine-point-nine-marker"
 
@@ -78,7 +78,7 @@ def nights(tmp_path_factory):
     for file in list(raw.rglob("*10000.csv")):
         file.rename(file.with_name(file.name.replace("10000", PATIENT)))
     glucose = next(raw.rglob(f"UoMGlucose{PATIENT}.csv"))
-    glucose.write_text(glucose.read_text() + f"06/01/2026 12:02,{VALUE}\n06/01/2026 12:03,{REFUSED}\n")
+    insert(glucose, f"06/01/2026 12:02,{VALUE}", f"06/01/2026 12:03,{REFUSED}")
     register = raw / "patients.csv"
     lines = register.read_text().splitlines()
     lines[1] = f"{PATIENT},female,{BORN},70.9,2025-09-23"

@@ -83,9 +83,10 @@ class DeltaStorage(Storage):
         before = conf.get(_RETENTION, "true")
         conf.set(_RETENTION, "false")  # the caller says how long: forgetting a patient cannot wait for a week
         try:
-            dry = self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS DRY RUN").count()
+            found = self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS DRY RUN")
+            files = found.where(F.col("path").endswith(".parquet")).count()  # folders are named too
             self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS")
-            return dry
+            return files
         finally:
             conf.set(_RETENTION, before)
 
