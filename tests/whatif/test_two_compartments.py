@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow  # the kernel of the large model compiles for half
 @pytest.fixture(scope="module")
 def replays() -> list[Replay]:
     """Two people under draws from the prior: the signs must hold for every draw, not only for good fits."""
-    days, kernel = life.live(2, 1, life.REAL, 11), Kernel(find("glucose_two_compartment"))
+    days, kernel = life.live(range(2), 1, life.REAL, 11), Kernel(find("glucose_two_compartment"))
     z = np.random.default_rng(4).standard_normal((16, len(kernel.model.fitted)))
     draws = kernel.model.prior_mean + kernel.model.prior_sd * np.clip(z, -2, 2)
     out = []

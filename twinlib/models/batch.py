@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,6 +49,13 @@ class Batch:
     inputs: tuple[Inputs, ...]
     covariates: tuple[dict[str, float], ...]
     offsets: np.ndarray
+
+    @classmethod
+    def stack(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of all parts, in order."""
+        rows_of = lambda name: tuple(row for p in parts for row in getattr(p, name))  # noqa: E731
+        numbers = lambda name: np.concatenate([getattr(p, name) for p in parts])  # noqa: E731
+        return cls(rows_of("ids"), numbers("minutes"), rows_of("signals"), rows_of("inputs"), rows_of("covariates"), numbers("offsets"))
 
     def __len__(self) -> int:
         return len(self.ids)
