@@ -93,6 +93,7 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     days, per, h = usable(grid, inputs), DAY // SLOT, AHEAD // SLOT
     train, test = days[:TRAIN], days[TRAIN : TRAIN + TEST]
     kernel = fitter.kernel
+    inputs = inputs | kernel.model.imply(inputs)
     first, last = train[0], train[-1] + 1  # one episode, with whatever days lie in between
     fit = fitter.fit(window(grid, inputs, first * per, last * per), Stopwatch())[0]
     out = {"person": name, "status": fit["status"], "days_fitted": int(last - first)}

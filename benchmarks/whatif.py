@@ -87,8 +87,9 @@ def _judged(case: Case, row: dict, kernel: Kernel) -> list[dict]:
     replay = Replay.abduct(kernel, case.factual, draws)
     lanes, names = np.zeros(len(draws), int), list(case.arms)
     unchanged, out = case.truth[names[0]], []
+    implied = {agent: replay.batch.inputs[0][agent] for agent in kernel.model.implied}  # by what happened, in every arm
     for name, batch in case.arms.items():
-        data = batch.data(kernel.model, kernel.nominal_step, replay.data.constants)
+        data = batch.with_inputs((batch.inputs[0] | implied,)).data(kernel.model, kernel.nominal_step, replay.data.constants)
         effect = kernel.simulate(draws, lanes, data, replay.noise, replay.start)[:, 0].reshape(len(draws), -1) - replay.factual
         level, true = np.maximum(_clean(kernel, replay, data), 10.0), case.truth[name] - unchanged
         (tir, tbr), (true_tir, true_tbr) = (np.array(ranges(x)).reshape(2, -1).mean(1) for x in (level, case.truth[name]))

@@ -86,6 +86,12 @@ class Batch:
         """The same readings under other inputs."""
         return replace(self, inputs=inputs)
 
+    def completed(self, model: Model) -> Batch:
+        """The same with the inputs that the model takes to be implied by the recorded ones; rows that have them stay as they are."""
+        if not model.implied:
+            return self
+        return self.with_inputs(tuple(i if all(a in i for a in model.implied) else i | model.imply(i) for i in self.inputs))
+
     def scale(self, model: Model, row: int, declared: Input) -> float:
         """Amount of an agent of one row -> the input's unit times the model's time unit."""
         return model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
