@@ -61,13 +61,18 @@ class PseudonymConfig(Strict):
 
 
 class GenerateConfig(Strict):
-    """Synthetic cohort to make before the run, unless it is there."""
+    """Synthetic cohort to make before the run, unless it is there.
+
+    life: people of the two-compartment truth with what real life adds and no file tells: sensitivity that varies between days and within them,
+    exercise, meals that are not logged or counted wrongly, a sensor error with memory (`twinlib/synthetic/life.py`).
+    """
 
     root: str
     patients: Annotated[int, Field(ge=1)] = 300
     days: Annotated[int, Field(ge=1, le=366)] = 14
     start: str = "2026-01-05"
     dirty: bool = True
+    life: bool = False
 
 
 class SourceConfig(Strict):
