@@ -162,7 +162,13 @@ class LearnConfig(Strict):
     draws: Annotated[int, Field(ge=40, le=65536)] = 256
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 200
     tolerance: Annotated[float, Field(gt=0)] = 1e-3  # of every free parameter, on the transformed scale
-    rivals: tuple[str, ...] = ()  # other models of the same records, compared patient by patient
+    rivals: tuple[str, ...] = ()  # other models of the same records, or published-1, compared patient by patient
+
+
+class ChangeConfig(Strict):
+    """When a patient counts as changed since last night (docs/population.md)."""
+
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of unchanged patients that are flagged, each night with new readings
 
 
 class OutcomeConfig(Strict):
@@ -260,6 +266,7 @@ class RunConfig(Strict):
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()
     learn: LearnConfig = LearnConfig()
+    change: ChangeConfig = ChangeConfig()
     simulate: SimulateConfig | None = None
     cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
     subgroups: tuple[SubgroupConfig, ...] = ()

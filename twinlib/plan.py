@@ -14,7 +14,7 @@ from twinlib.fusion import quality
 from twinlib.fusion.layout import Layout, layout
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.population import fit as fitting
-from twinlib.population import priors, settings
+from twinlib.population import priors, rivals, settings
 from twinlib.population.patients import with_values
 from twinlib.whatif import cohorts, outcomes, recommend
 from twinlib.whatif import simulate as simulation
@@ -43,6 +43,7 @@ class Plan:
         packed = layout(model, load_vocabulary(config.vocabulary), config.episodes, settings.covariates(config.learn))
         quality.check(config.episodes.leave_out)
         settings.check(config.learn, model)
+        rivals.find(config.learn, model)
         priors.check_version(config.fit.prior_version)
         fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
         simulator = _simulator(config, fitter.kernel)

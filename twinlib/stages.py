@@ -15,12 +15,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from twinlib import alerts, sources, synthetic
+from twinlib.engine.kernel import Kernel
 from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.plan import Plan
 from twinlib.population import fit as fitting
-from twinlib.population import learning, priors, promotion, results
+from twinlib.population import change, learning, priors, promotion, results, rivals
 from twinlib.runner import Runner
 from twinlib.tables import schemas
 from twinlib.tables.contracts import Table
@@ -136,36 +137,58 @@ class Night(Runner):
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 
     def learn(self) -> None:
-        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it."""
-        s, plan = self.storage, self.plan
-        tables = (schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS, schemas.POPULATION_FITS)
-        kernel = plan.fitter.kernel
-        inputs = (s.version(schemas.TIMELINES), kernel.hash)
+        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it. Rival models are learnt beside it."""
+        s, plan, config, seed = self.storage, self.plan, self.config.learn, self.config.seed
+        tables = (
+            schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS,
+            schemas.MODEL_COMPARISONS, schemas.POPULATION_FITS,
+        )
+        kernel, others = plan.fitter.kernel, [Kernel(m) for m in rivals.find(config, plan.fitter.model)]
+        inputs = (s.version(schemas.TIMELINES), *[k.hash for k in (kernel, *others)])
         with self._stage("learn", ("learn", "seed"), *inputs, reads=(schemas.TIMELINES,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             timelines = s.read(schemas.TIMELINES)
-            learnt = learning.learn_population(self.spark, timelines, kernel, self.config.learn, self.config.seed, self.partitions)
-            prior = results.prior(learnt)
-            version, fit = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC))
-            if fit["status"] != "diverged":
-                self._put(schemas.POPULATIONS, results.parameter_rows(learnt, prior), version)
-                self._put(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), version)
-                self._put(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), version)
-                found = learning.members(timelines, learnt, version, self.partitions).persist()
-                kept = s.read(schemas.POPULATION_MEMBERS).where(F.col("prior_version") != version)
-                s.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
-                found.unpersist()
-            self._put(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), version)
-            self._put(schemas.POPULATION_FITS, [fit], version)
+            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions)
+            candidates = self._learnt(learnt, timelines)
+            for k in others if candidates else ():
+                rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)
+                candidates += self._learnt(rival, timelines)
+            if candidates and priors.PUBLISHED in config.rivals:
+                candidates += self._members(rivals.published(kernel, config, seed, learnt.known), timelines, priors.PUBLISHED)
+            found = rivals.comparisons(s.read(schemas.POPULATION_MEMBERS), candidates[0], candidates) if candidates else s.empty(schemas.MODEL_COMPARISONS)
+            s.replace(schemas.MODEL_COMPARISONS, found)
+            fit = results.fit_row(learnt, results.prior(learnt).version, datetime.now(UTC))
             stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
-            log.info("prior_version=%s status=%s %s", version, fit["status"], fit["reason"] or "")
 
-    def _put(self, table: Table, rows: list[dict], version: str) -> None:
-        """Make `rows` those of this prior version; other versions stay."""
+    def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> list[rivals.Candidate]:
+        """Write what was learnt: the model and its new version, or nothing where learning has diverged."""
+        model, prior = learnt.model.name, results.prior(learnt)
+        version, fit, out = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC)), []
+        if fit["status"] != "diverged":
+            self._put(schemas.POPULATIONS, results.parameter_rows(learnt, prior), model, version)
+            self._put(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), model, version)
+            self._put(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), model, version)
+            out = self._members(learnt, timelines, version)
+        self._put(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), model, version)
+        self._put(schemas.POPULATION_FITS, [fit], model, version)
+        log.info("model=%s prior_version=%s status=%s %s", model, version, fit["status"], fit["reason"] or "")
+        return out
+
+    def _members(self, learnt: learning.Learning, timelines: DataFrame, version: str) -> list[rivals.Candidate]:
+        """Write how every patient lies in a population."""
+        model = learnt.model.name
+        found = learning.members(timelines, learnt, version, self.partitions).persist()
+        kept = self.storage.read(schemas.POPULATION_MEMBERS).where((F.col("prior_version") != version) | (F.col("model") != model))
+        self.storage.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
+        found.unpersist()
+        return [(model, version)]
+
+    def _put(self, table: Table, rows: list[dict], model: str, version: str) -> None:
+        """Make `rows` those of this model's prior version; other versions stay."""
         names = table.schema.fieldNames()
         fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
-        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != self.plan.fitter.model.name))
+        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != model))
         self.storage.replace(table, kept.unionByName(fresh))
 
     def fit(self) -> None:
@@ -182,6 +205,7 @@ class Night(Runner):
             if stage.counts["patients_changed"]:
                 meter = fitting.Meter.on(self.spark)
                 for some, patients in self._turns(todo, changed, stage.counts["episodes_fitted"]):
+                    self._check(some, patients)
                     fitted = fitting.fit(some.select(schemas.TIMELINES.schema.names), fitter, self.partitions, meter).persist()
                     same = kept(patients).select(EPISODE)
                     parameters = s.read(schemas.TWIN_PARAMETERS).join(same, EPISODE, "left_semi")
@@ -194,6 +218,15 @@ class Night(Runner):
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.TWINS), "status"))
 
+    def _check(self, todo: DataFrame, patients: DataFrame) -> None:
+        """What new readings say of last night's twins; the row of an episode without new ones stays."""
+        s, checker = self.storage, change.Checker(self.frozen.fitter, self.config.change.false_alarms)
+        timelines = s.read(schemas.TIMELINES)
+        found = change.checks(todo.select(timelines.columns), s.read(schemas.TWINS), checker, self.partitions).persist()
+        kept = s.read(schemas.TWIN_CHECKS).join(timelines, EPISODE, "left_semi").join(patients, "patient_id", "left_semi").join(found, EPISODE, "left_anti")
+        s.replace_patients(schemas.TWIN_CHECKS, found.unionByName(kept), patients)
+        found.unpersist()
+
     def _keep_published(self) -> None:
         """The model's own prior among the rows of `populations`, as learning puts those of its versions there."""
         model, prior = self.frozen.fitter.model, self.frozen.fitter.prior
@@ -203,7 +236,7 @@ class Night(Runner):
         ours = (F.col("model") == model.name) & (F.col("prior_version") == prior.version)
         stored = {r.parameter: r for r in self.storage.read(schemas.POPULATIONS).where(ours).collect()}
         if {n: {k: r[k] for k in rows[0]} for n, r in stored.items()} != {r["parameter"]: r for r in rows}:
-            self._put(schemas.POPULATIONS, rows, prior.version)
+            self._put(schemas.POPULATIONS, rows, model.name, prior.version)
 
     def _fit_changes(self):
         """Timelines to fit, patients to write, and the function that gives the stored twins of patients that still hold."""
