@@ -203,6 +203,11 @@ class Night(Runner):
             todo, changed, kept = self._fit_changes()
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
+<<<<<<< HEAD
+=======
+                if s.exists(schemas.TWINS):
+                    self._check(fitter, timelines, todo, twins, changed)
+>>>>>>> population2
                 meter = fitting.Meter.on(self.spark)
                 for some, patients in self._turns(todo, changed, stage.counts["episodes_fitted"]):
                     self._check(some, patients)
