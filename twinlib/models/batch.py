@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,13 @@ class Batch:
     covariates: tuple[dict[str, float], ...]
     offsets: np.ndarray
 
+    @classmethod
+    def stack(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of all parts, in order."""
+        rows_of = lambda name: tuple(row for p in parts for row in getattr(p, name))  # noqa: E731
+        numbers = lambda name: np.concatenate([getattr(p, name) for p in parts])  # noqa: E731
+        return cls(rows_of("ids"), numbers("minutes"), rows_of("signals"), rows_of("inputs"), rows_of("covariates"), numbers("offsets"))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -77,6 +85,12 @@ class Batch:
     def with_inputs(self, inputs: tuple[Inputs, ...]) -> Batch:
         """The same readings under other inputs."""
         return replace(self, inputs=inputs)
+
+    def completed(self, model: Model) -> Batch:
+        """The same with the inputs that the model takes to be implied by the recorded ones; rows that have them stay as they are."""
+        if not model.implied:
+            return self
+        return self.with_inputs(tuple(i if all(a in i for a in model.implied) else i | model.imply(i) for i in self.inputs))
 
     def scale(self, model: Model, row: int, declared: Input) -> float:
         """Amount of an agent of one row -> the input's unit times the model's time unit."""

@@ -563,6 +563,49 @@ RUNS = Table(
         Column("input_hash", _text, "fingerprint of the inputs of the stage: files with size and time, or table versions", nullable=False),
         Column("counts", MapType(_text, _long), "counts of the stage: rows, patients, statuses", nullable=False),
         Column("message", _text, "error message of a failed stage"),
+        Column("sequence", _long, "number of the row, rising by one whatever the clock says"),
+        Column("metrics", MapType(_text, _real),
+               "what it took: tasks, task_seconds, jvm_cpu_seconds, gc_seconds, skew (longest task over the median one), rows_read, "
+               "rows_written, rows_per_second, shuffle_mb, spill_mb, peak_jvm_mb, peak_python_mb; engine_seconds and compile_seconds of a fit"),
+        Column("table_versions", MapType(_text, _text), "version of every table that the stage wrote, or found up to date"),
+    ),
+)
+
+ALERTS = Table(
+    "alerts",
+    "One row per threshold of the configuration (`alerts`) that a run exceeded.",
+    ("run_id", "alert", "subject"),
+    (
+        Column("run_id", _text, "run", nullable=False),
+        Column("alert", _text, "what was exceeded", nullable=False, values=("quarantined_share", "failed_fit_share", "prior_drift")),
+        Column("subject", _text, "source, model or parameter that it was seen in", nullable=False),
+        Column("value", _real, "what was found", "by alert", nullable=False),
+        Column("threshold", _real, "what is allowed", "by alert", nullable=False),
+        Column("raised_at", _time, "instant (UTC)", nullable=False),
+    ),
+)
+
+FORGOTTEN = Table(
+    "forgotten",
+    "One row per patient who has withdrawn: keeps the patient out of later ingests.",
+    ("tombstone",),
+    (
+        Column("tombstone", _text, "keyed hash of the pseudonym (HMAC-SHA256), which leads back to no other table", nullable=False),
+        Column("forgotten_at", _time, "instant (UTC)", nullable=False),
+    ),
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    "One row per promotion of a prior version: the newest of a model is the one that nights use (`prior_version: promoted`).",
+    ("model", "sequence"),
+    (
+        Column("model", _text, "twin model", nullable=False),
+        Column("sequence", _long, "number of the promotion, from 1", nullable=False),
+        Column("prior_version", _text, "version promoted", nullable=False),
+        Column("replaces", _text, "version that it follows", nullable=False),
+        Column("comment", _text, "why", nullable=False),
+        Column("promoted_at", _time, "instant (UTC)", nullable=False),
     ),
 )
 
@@ -571,6 +614,6 @@ TABLES = {
     for t in (
         PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, SENSOR_QUALITY, TIMELINES,
         POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS, MODEL_COMPARISONS,
-        TWINS, TWIN_PARAMETERS, TWIN_CHECKS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS,
+        TWINS, TWIN_PARAMETERS, TWIN_CHECKS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS, ALERTS, FORGOTTEN, PROMOTIONS,
     )
 }
