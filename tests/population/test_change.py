@@ -118,7 +118,7 @@ def test_the_check_is_the_exact_predictive_one_where_all_is_linear():
     rng = np.random.default_rng(6)
     root, slope = np.array([[0.5, 0.0, 0.0], [0.2, 0.3, 0.0], [0.1, -0.1, 0.4]]), rng.standard_normal((7, 3))
     r = rng.standard_normal(7)
-    found = check(lambda theta: r + np.linalg.solve(root, theta.T).T @ slope.T, np.zeros(3), root)
+    found = check(lambda theta: (r + np.linalg.solve(root, theta.T).T @ slope.T, np.ones((7, 7))), np.zeros(3), root)
     full = r @ np.linalg.solve(np.eye(7) + slope @ slope.T, r)
     from scipy.stats import chi2
 
