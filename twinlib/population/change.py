@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from scipy.stats import chi2
 
+from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Data
 from twinlib.models.batch import decode
 from twinlib.population.fit import Fitter
@@ -53,6 +54,14 @@ def law(draws: np.ndarray, laplace: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     mean = draws.mean(0)
     z = np.linalg.solve(root, (draws - mean).T)
     return mean, root * np.sqrt((z**2).sum() / (len(mean) * (len(draws) - 1)))
+
+
+def inside(readings: np.ndarray, model: Model) -> np.ndarray:
+    """Which readings (slots, signals) lie within the limits of their signals: a censored one has no innovation that is normal."""
+    low, high = (np.array([x if x is not None else end for x in ends]) for ends, end in (
+        ([s.lower for s in model.signals], -np.inf), ([s.upper for s in model.signals], np.inf),
+    ))
+    return (readings > low) & (readings < high) | np.isinf(readings)  # what is not finite is for the engine to refuse
 
 
 def points(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
@@ -125,8 +134,12 @@ class Checker:
             if row["twin_parameters"] != names:
                 out.append(made | {"status": "not_comparable", "reason": "other_parameters"})
                 continue
+            seen = new[i] & inside(data.row(i), model)
+            if not seen.any():
+                out.append(made | {"status": "not_comparable", "reason": "censored"})
+                continue
             mean, root = law(np.array(row["twin_draws"]).reshape(-1, len(names)), self._covariance(row))
-            out.append(made | self._said(self._checked(data.take([i]), new[i], mean, root), mean))
+            out.append(made | self._said(self._checked(data.take([i]), seen, mean, root), mean))
         return out
 
     def _covariance(self, row: dict) -> np.ndarray:
