@@ -134,7 +134,7 @@ def test_twins_are_fitted_under_what_was_learnt(learned):
     night, _ = learned
     night.fit()
     twins = night.storage.read(schemas.TWINS).collect()
-    assert {t.prior_version for t in twins} == {night.prior.version} and night.prior.version.startswith("learned-")
+    assert {t.prior_version for t in twins} == {night.frozen.fitter.prior.version} and night.frozen.fitter.prior.version.startswith("learned-")
     assert sum(t.status == "converged" for t in twins) == PATIENTS - 1 and all(t.last_reading is not None for t in twins if t.status == "converged")
     assert night.storage.read(schemas.TWIN_CHECKS).count() == 0  # no twin before these
 
