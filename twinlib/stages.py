@@ -203,9 +203,10 @@ class Night(Runner):
             todo, changed, kept = self._fit_changes()
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
-                meter = fitting.Meter.on(self.spark)
+                meter, before = fitting.Meter.on(self.spark), s.exists(schemas.TWINS)
                 for some, patients in self._turns(todo, changed, stage.counts["episodes_fitted"]):
-                    self._check(some, patients)
+                    if before:
+                        self._check(some, patients)
                     fitted = fitting.fit(some.select(schemas.TIMELINES.schema.names), fitter, self.partitions, meter).persist()
                     same = kept(patients).select(EPISODE)
                     parameters = s.read(schemas.TWIN_PARAMETERS).join(same, EPISODE, "left_semi")

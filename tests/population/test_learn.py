@@ -267,7 +267,7 @@ def test_a_vanishing_variance_and_a_diverging_run_have_a_status(kernel):
     nothing = published.learn.run(lambda e, i, f: np.zeros(Sums(s, 1, i).size), out.estimate, s, 20, 1e-9)
     assert (nothing.status, nothing.reason) == ("diverged", "no_patient_has_a_posterior")
     assert made(kernel, nothing)[POPULATION_FITS][0]["minus_two_log_likelihood"] is None
-    spoilt = published.learn.run(lambda e, i, f: np.r_[40.0, 0.0, np.full(Sums(s, 1, i).size - 2, np.nan)], out.estimate, s, 20, 1e-9)
+    spoilt = published.learn.run(lambda e, i, f: np.r_[40.0, 0.0, 240.0, 40.0, np.full(Sums(s, 1, i).size - 4, np.nan)], out.estimate, s, 20, 1e-9)
     assert (spoilt.status, spoilt.reason) == ("diverged", "not_finite")
     made(kernel, spoilt)
 
@@ -278,7 +278,7 @@ def test_episodes_stay_together_whatever_the_partitions(spark, kernel):
     cohort = joined(subjects(20, 22, theta, readings=3, episode="a"), subjects(20, 23, theta, readings=3, episode="b"))
     one = {"draws": 40, "iterations": 3}
     out = [learnt(spark, cohort, kernel, LearnConfig(**one), partitions=p).best for p in (1, 3)]
-    assert out[0].log_likelihood == out[1].log_likelihood and (out[0].sums["patients"], out[0].sums["episodes"], out[0].sums["readings"]) == (20, 40, 120)
+    assert out[0].log_likelihood == out[1].log_likelihood and (out[0].sums["patients"], out[0].sums["episodes"]) == (20, 40)
     alone = sum(published.estimate(MODEL, subjects(20, 22 + k, theta, readings=3), LearnConfig(**one), kernel=kernel)[0].log_likelihood for k in (0, 1))
     assert out[0].log_likelihood > alone  # the second episode is foretold by the first
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from benchmarks.published import theophylline
 from benchmarks.subjects import rows as timelines
 from twinlib.config import load
 from twinlib.errors import ConfigError
@@ -18,7 +19,6 @@ from twinlib.stages import Night, Plan
 from twinlib.tables import open_storage, schemas
 
 from ..small import configured
-from .published import theophylline
 
 HEAVY = Column("body_weight", "log", 70.0)
 

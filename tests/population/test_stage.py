@@ -134,9 +134,28 @@ def test_twins_are_fitted_under_what_was_learnt(learned):
     night, _ = learned
     night.fit()
     twins = night.storage.read(schemas.TWINS).collect()
-    assert {t.prior_version for t in twins} == {night.prior.version} and night.prior.version.startswith("learned-")
+    assert {t.prior_version for t in twins} == {night.frozen.fitter.prior.version} and night.frozen.fitter.prior.version.startswith("learned-")
     assert sum(t.status == "converged" for t in twins) == PATIENTS - 1 and all(t.last_reading is not None for t in twins if t.status == "converged")
     assert night.storage.read(schemas.TWIN_CHECKS).count() == 0  # no twin before these
+
+
+def test_new_readings_are_held_against_last_nights_twin_and_the_answer_stays(learned):
+    """The next night a patient has a reading as foretold, the night after another has one that is not."""
+    night, _ = learned
+    s, found = night.storage, []
+    for patient, factor in (("s0001", 1.0), ("s0002", 8.0)):
+        lines = [r.asDict(True) for r in s.read(schemas.TIMELINES).collect()]
+        row = next(r for r in lines if r["patient_id"] == patient)
+        cl, v = (next(q.q50 for q in s.read(schemas.TWIN_PARAMETERS).where(F.col("patient_id") == patient).collect() if q.parameter == n) for n in ("clearance", "volume"))
+        signal = row["signals"][0]
+        row |= {"signals": [signal | {"minutes": [*signal["minutes"], 1200.0], "values": [*signal["values"], float(factor * DOSE / v * np.exp(-cl / v * 20))]}], "content_hash": "new"}
+        names = schemas.TIMELINES.schema.fieldNames()
+        s.replace(schemas.TIMELINES, night.spark.createDataFrame([tuple(r[n] for n in names) for r in lines], schemas.TIMELINES.schema))
+        night.fit()
+        found.append({r.patient_id: r for r in s.read(schemas.TWIN_CHECKS).collect()})
+    first, second = found
+    assert set(first) == {"s0001"} and (first["s0001"].status, first["s0001"].new_readings, first["s0001"].changed) == ("checked", 1, False)
+    assert set(second) == {"s0001", "s0002"} and second["s0001"] == first["s0001"] and second["s0002"].changed and second["s0002"].p_parameters < 1e-3
 
 
 @pytest.mark.parametrize(("names", "message"), [

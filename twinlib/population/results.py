@@ -118,7 +118,7 @@ def fit_row(learning: Learning, version: str, at: datetime) -> dict:
     return {
         "model": learning.model.name, "prior_version": version, "status": best.status, "reason": best.reason, "learnt_at": at,
         "patients": int(best.sums["patients"]), "patients_left_out": int(best.sums["left_out"]), "patients_known": learning.known,
-        "readings": int(best.sums["readings"]), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": known(-2 * best.log_likelihood),
+        "readings": int(np.nan_to_num(best.sums["readings"])), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": known(-2 * best.log_likelihood),
         "minus_two_log_likelihood_se": known(2 * best.log_likelihood_se), "parameters": best.parameters, "aic": known(best.aic), "bic": known(best.bic),
         "unidentified": unidentified(learning),
         "phenotypes": best.estimate.components, "bic_by_phenotypes": [float(b) for b in learning.bics if np.isfinite(b)],
