@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import reduce
 
 import pyarrow as pa
@@ -16,12 +17,13 @@ from twinlib.errors import ConfigError, DataError
 from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
-from twinlib.fusion.identity import Link, identities, joined, links
+from twinlib.fusion.identity import claims, identities, joined, relatives, resolve
 from twinlib.fusion.judge import judge
 from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
+from twinlib.sources.forgotten import tombstone, without_forgotten
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import EVENTS, EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 
@@ -46,8 +48,10 @@ class Ingested:
             df.unpersist()
 
 
-def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
+def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
     """Read every source of the run; call `release` on the result when its frames have been written.
+
+    Records that became known after `config.as_of`, and those of patients under a tombstone, are left out as if the files lacked them.
 
     Raises ConfigError or DataError where a mapping is wrong, files are missing, a source holds no record at all, or records
     are lost on the way (rows read must equal accepted + duplicates + quarantined, per source).
@@ -56,18 +60,25 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
     vocabulary = load_vocabulary(config.vocabulary)
-    return fuse(spark, sources, interpret(sources, vocabulary), key, vocabulary.sensors, config.identity)
+    entries = interpret(sources, vocabulary)
+    return fuse(spark, sources, entries, key, vocabulary.sensors, config.identity, config.as_of, tombstones)
 
 
 def fuse(
     spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor],
-    identity: IdentityConfig | None = None,
+    identity: IdentityConfig | None = None, as_of: datetime | None = None, tombstones: frozenset[str] = frozenset(),
 ) -> Ingested:
     """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
-    read = judge(spark, _records(spark, sources, key), entries).persist(StorageLevel.MEMORY_AND_DISK)
-    found: list[Link] = links(identity, read, sources, [e.origin for e in entries], key) if identity else []
+    read = judge(spark, _records(spark, sources, key), entries)
+    if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
+        read = read.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
+    read = read.persist(StorageLevel.MEMORY_AND_DISK)
+    stated = claims(identity, read, sources, [e.origin for e in entries], key) if identity else []
+    withdrawn = relatives(stated, tombstones, key)
+    found = resolve(c for c in stated if c.patient not in withdrawn)
+    alive = without_forgotten(read, tombstones | {tombstone(key, p) for p in withdrawn}, key)
     sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
-    judged = joined(spark, clock_jumps.applied(spark, read, clock_jumps.find(read, sensed)), found)
+    judged = joined(spark, clock_jumps.applied(spark, alive, clock_jumps.find(alive, sensed)), found)
     known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
     wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
     final = _overrule(judged, wrong_units).join(known, "entry", "inner")

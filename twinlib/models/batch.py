@@ -107,6 +107,19 @@ class Batch:
         """The inputs of one row in the model's units."""
         return [self.drive(model, row, declared, declared.agents) for declared in model.inputs]
 
+    def _series(self, model: Model, row: int) -> list[Series]:
+        return [self.signals[row].get(s.name, Series(np.zeros(0), np.zeros(0))) for s in model.signals]
+
+    def instants(self, model: Model, row: int) -> np.ndarray:
+        """Minutes of the slots of one row: all instants at which a signal of the model may have a reading."""
+        series = self._series(model, row)
+        return series[0].minutes if len(series) == 1 else np.unique(np.concatenate([s.minutes for s in series]))
+
+    def last_minute(self, model: Model, row: int) -> float:
+        """Minute of the last reading of a signal of the model; minus infinity where there is none."""
+        known = [s.minutes[~np.isnan(s.values)] for s in self._series(model, row)]
+        return max((m[-1] for m in known if len(m)), default=-np.inf)
+
     def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:
         """The batch as the kernel reads it. constants (rows, constants): those of the patients' own inputs, where the batch has others."""
         unit = model.minutes_per_unit()
@@ -114,9 +127,8 @@ class Batch:
             values = model.patient_constants(self)
             constants = np.column_stack([values[c.name] for c in model.constants]) if model.constants else np.zeros((len(self), 0))
         schedules, readings = [], []
-        for row, signals in enumerate(self.signals):
-            series = [signals.get(s.name, Series(np.zeros(0), np.zeros(0))) for s in model.signals]
-            instants = series[0].minutes if len(series) == 1 else np.unique(np.concatenate([s.minutes for s in series]))
+        for row in range(len(self)):
+            series, instants = self._series(model, row), self.instants(model, row)
             y = np.full((len(instants), len(series)), np.nan)
             for m, s in enumerate(series):
                 y[np.searchsorted(instants, s.minutes), m] = s.values
