@@ -86,7 +86,7 @@ class Fitter:
         """Modes and Laplace covariances of all rows; the rows that have a posterior, and what is known of them (columns of `twins`)."""
         model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
-            data = batch.completed(model).data(model, kernel.nominal_step)
+            data = batch.data(model, kernel.nominal_step)
         prior = self.prior.normal(batch.covariates)
         modes = mode.find_from(kernel, data, prior, self._starts(batch, prior), self.config.maximum_iterations, self.config.starts > 1)
         covariance = posterior.covariance(modes.hessian)
