@@ -29,7 +29,7 @@ from twinlib.population.priors import Prior
 from twinlib.tables.schemas import TWIN_PARAMETERS, TWINS
 
 LEVELS = np.array([0.05, 0.5, 0.95])
-COARSEST = 0.1  # share of a reading's predicted SD by which halving the integration's step may change the replay
+COARSEST = 0.25  # share of a reading's predicted SD by which halving the integration's step may change the replay at its worst instant
 METHOD = hashlib.sha256("".join(map(inspect.getsource, (mode, moves, normal, posterior, schedule))).encode()).hexdigest()
 RESCUES = 3  # further starts for a patient whose fit has not converged
 
