@@ -415,7 +415,7 @@ TWIN_CHECKS = Table(
         Column("p_parameters", _real, "probability of readings that ask for as large a change of the parameters, were the patient the same", "1"),
         Column("p_noise", _real, "probability of readings that scatter as much about any parameters; null where there are too few", "1"),
         Column("changed", _flag, "p_parameters below the configured rate of false alarms: the patient's physiology has changed"),
-        Column("noisier", _flag, "p_noise below it: sensor, records or model no longer fit; a large change of the patient raises it too"),
+        Column("noisier", _flag, "p_noise below it: sensor, records or model no longer fit; `changed` then says little"),
         Column("parameter", _text, "the parameter that the new readings move most"),
         Column("z", _real, "its change in standard deviations of what the same patient's readings would do", "1"),
         Column("before", _real, "the parameter in last night's twin", "by parameter"),
