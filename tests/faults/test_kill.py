@@ -17,7 +17,7 @@ from .conftest import Refresh, content, injected, refresh, when
 
 pytestmark = pytest.mark.faults
 STAGES = ("ingest", "fuse", "fit", "simulate", "recommend", "effects")
-WRITES = {"ingest": 9, "fuse": 2, "fit": 8, "simulate": 3, "recommend": 2, "effects": 3}  # of tables, the manifest's row among them
+WRITES = {"ingest": 9, "fuse": 2, "fit": 6, "simulate": 3, "recommend": 2, "effects": 3}  # of tables, the manifest's row among them
 POINTS = {"parquet": 3, "delta": 2}  # of a write (twinlib/tables/faults.py)
 CHAINS = {"parquet": (11, 12, 13), "delta": (14, 15)}  # seeds
 
