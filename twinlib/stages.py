@@ -155,8 +155,9 @@ class Night:
             if stage.same:
                 return stage.unchanged()
             got = ingest(self.spark, self.config, key)
-            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.quarantine, got.counts)):
-                s.replace(table, df)
+            for table, df, check in got.frames():
+                s.replace(table, df, check)
+            s.replace(schemas.INGEST_COUNTS, got.counts)
             got.release()
             for row in s.read(schemas.INGEST_COUNTS).collect():
                 for name in ("rows_read", "accepted", "duplicates", "quarantined"):

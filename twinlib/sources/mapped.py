@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.errors import DataError
+from twinlib.sources import columnar
 from twinlib.sources.files import File, filesystem, find, select
 from twinlib.sources.mapping import SECONDS, Entry, FileGroup, Mapping
 from twinlib.sources.pseudonym import pseudonym, pseudonyms
 from twinlib.sources.readers import Block, Unreadable, header, read
-from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
+from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning, Part
 from twinlib.sources.verbatim import masker, verbatim
 
 HEADERS_CHECKED = 200  # files per group whose columns are looked at before work starts
@@ -105,9 +106,20 @@ class MappedSource:
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise DataError(f"{where}: no file has a column {column!r}{hint} (columns: {', '.join(sorted(names)[:40])})")
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
-        """RECORDS of all files. The list of files travels inside the function: no path, and so no id, is in a plan."""
-        jobs = [_Job(self._layout(group, first), file) for group, files in self.files() for file in files]
+    def records(self, spark: SparkSession, key: bytes, first: int) -> list[Part]:
+        """RECORDS of all files: one part for what Arrow reads, and one per entry of what Spark reads itself (see `columnar`)."""
+        system, base = filesystem(self.root)[0], columnar.uri(self.root)
+        jobs, result = [], []
+        for group, files in self.files():
+            layout = self._layout(group, first)
+            typed, others = columnar.split(group, files, system, base, _columns(layout))
+            jobs += [_Job(layout, file) for file in others]
+            for schema, some in typed.items():
+                result += columnar.parts(spark, group, layout.own, layout.entries, schema, some, base, key, self.mapping.namespace)
+        return [Part(self._extracted(spark, jobs, key)), *result] if jobs else result
+
+    def _extracted(self, spark: SparkSession, jobs: list[_Job], key: bytes) -> DataFrame:
+        """The list of files travels inside the function: no path, and so no id, is in a plan."""
         tasks = _balance(jobs, spark.sparkContext.defaultParallelism)
         root, namespace = self.root, self.mapping.namespace
 
@@ -140,6 +152,11 @@ class _Job:
     file: File
 
 
+def _columns(layout: Layout) -> set[str]:
+    """Every column that some entry reads."""
+    return set().union(*(layout.group.columns(e) for _, e in layout.entries))
+
+
 def _balance(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     """Files spread over tasks of about equal size, largest first."""
     total = sum(j.file.size for j in jobs)
@@ -163,7 +180,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
     raw_id = group.patient.of_file(file.relative)
     known = pseudonym(key, namespace, raw_id) if raw_id else None
     shown = file.relative.replace(raw_id, known) if group.patient.file and raw_id else file.relative
-    needed = set().union(*(group.columns(e) for _, e in layout.entries))
+    needed = _columns(layout)
     required = set().union(*(group.required(e) for _, e in layout.entries))
     ignored = 0
 
