@@ -32,7 +32,7 @@ FROM read_parquet('{raw}/meals/*.parquet', filename = true, file_row_number = tr
 CREATE TEMP TABLE contradicted AS
 WITH counted AS (
     SELECT source, who, unit, count(value) AS n, count_if(value < low) AS below, count_if(value > high) AS above,
-        list_reduce([count_if(number * meant[1] + moved[1] < low)], (a, b) -> a) AS below_1, count_if(number * meant[1] + moved[1] > high) AS above_1,
+        count_if(number * meant[1] + moved[1] < low) AS below_1, count_if(number * meant[1] + moved[1] > high) AS above_1,
         count_if(number * meant[2] + moved[2] < low) AS below_2, count_if(number * meant[2] + moved[2] > high) AS above_2,
         count_if(number * meant[3] + moved[3] < low) AS below_3, count_if(number * meant[3] + moved[3] > high) AS above_3, max(len(meant)) AS units
     FROM (SELECT *, number * factor + shift AS value FROM numbers) GROUP BY source, who, unit
@@ -74,7 +74,7 @@ COPY (
 COPY (
     SELECT hash(patient_id) % {buckets} AS bucket, patient_id, name AS signal, utc AS time, value, date_diff('minute', utc, back)::INTEGER AS utc_offset_minutes, source,
         filename[length('{raw}') + 2:] AS file, line, utc AS available_at,
-        list_filter([CASE WHEN again THEN 'ambiguous_local_time' END, CASE WHEN differ THEN 'conflict' END], x -> x IS NOT NULL) AS quality
+        list_filter([CASE WHEN again THEN 'ambiguous_local_time' END, CASE WHEN differ THEN 'conflict' END], lambda x: x IS NOT NULL) AS quality
     FROM (
         SELECT *, min(round(value, 6)) OVER facts <> max(round(value, 6)) OVER facts AS differ FROM judged_numbers WHERE reason IS NULL
         WINDOW facts AS (PARTITION BY patient_id, name, utc)
@@ -87,7 +87,7 @@ COPY (
     SELECT hash(patient_id) % {buckets} AS bucket, patient_id, name AS agent, kind, utc AS start, NULL::TIMESTAMP AS "end", number AS amount, label,
         date_diff('minute', utc, back)::INTEGER AS utc_offset_minutes, source, filename[length('{raw}') + 2:] AS file, line, utc AS available_at,
         list_filter([CASE WHEN again THEN 'ambiguous_local_time' END, CASE WHEN differ AND name = 'carbohydrate' THEN 'same_instant' WHEN differ THEN 'conflict' END],
-            x -> x IS NOT NULL) AS quality
+            lambda x: x IS NOT NULL) AS quality
     FROM (
         SELECT *, min(round(number, 6)) OVER facts <> max(round(number, 6)) OVER facts AS differ FROM judged_events WHERE reason IS NULL
         WINDOW facts AS (PARTITION BY patient_id, name, kind, utc)
@@ -112,8 +112,8 @@ COPY (
 -- fuse: blocks of 14 local days from Monday 1970-01-05; the clock of an episode is the offset of its first record
 CREATE TEMP TABLE episodes AS
 WITH firsts AS (
-    SELECT patient_id, epoch_us(time) AS t, utc_offset_minutes AS offset_, true AS reading FROM '{out}/observations/*/*.parquet' WHERE signal = 'glucose'
-    UNION ALL SELECT patient_id, epoch_us(start), utc_offset_minutes, false FROM '{out}/exposures/*/*.parquet'
+    SELECT patient_id, epoch_us(time) AS t, utc_offset_minutes::BIGINT AS offset_, true AS reading FROM '{out}/observations/*/*.parquet' WHERE signal = 'glucose'
+    UNION ALL SELECT patient_id, epoch_us(start), utc_offset_minutes::BIGINT, false FROM '{out}/exposures/*/*.parquet'
 ), blocks AS (
     SELECT patient_id, (t + offset_ * 60000000 - 345600000000) // 1209600000000 AS block, arg_min(offset_, t) AS offset_, bool_or(reading) AS has_reading
     FROM firsts GROUP BY ALL
@@ -124,7 +124,7 @@ CREATE TEMP TABLE readings AS
 WITH slots AS (
     SELECT o.patient_id, e.block, ((epoch_us(time) - e.start + 150000000) // 300000000)::INTEGER AS slot, avg(value)::FLOAT AS value
     FROM '{out}/observations/*/*.parquet' o JOIN episodes e ON o.patient_id = e.patient_id
-        AND e.block = (epoch_us(time) + utc_offset_minutes * 60000000 - 345600000000) // 1209600000000
+        AND e.block = (epoch_us(time) + utc_offset_minutes::BIGINT * 60000000 - 345600000000) // 1209600000000
     WHERE signal = 'glucose' GROUP BY ALL
 ), grids AS (SELECT patient_id, block, unnest(range(4032))::INTEGER AS slot FROM episodes)
 SELECT g.patient_id, g.block, list(coalesce(value, 'nan'::FLOAT) ORDER BY g.slot) AS values, count(value) AS filled

@@ -24,8 +24,11 @@ KEYS = {
 }
 
 
-def settle(df: DataFrame, target: str) -> DataFrame:
+def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
     """`df` (sound records of one target as `ingest` selects them) with `kept`, and the flags that the choice adds to `quality`.
+
+    again: some of the records have been through here before, and bear the flags of what was dropped then. The result is that of all
+    records together, whatever came first.
 
     Rows come out in order of bucket (where there is one), key and priority, the kept ones first.
     """
@@ -52,6 +55,15 @@ def settle(df: DataFrame, target: str) -> DataFrame:
             "differ": F.lit(target != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
         }
     )
+    if again:
+        conflict, either = F.array_contains("quality", "conflict"), F.arrays_overlap("quality", F.array(F.lit("conflict"), F.lit("same_instant")))
+        df = df.withColumns(
+            {
+                "differ": F.col("differ") | F.max(either).over(whole),
+                "one_source": F.col("one_source") & ~F.max(conflict).over(whole),
+                "quality": F.array_except("quality", F.array(F.lit("conflict"), F.lit("same_instant"))),
+            }
+        )
     first = F.col("rank") == 1
     kept = first | (F.col("adds") & ~F.col("repeats"))
     flag = F.when(F.col("adds") & F.col("one_source"), "same_instant").otherwise("conflict")

@@ -26,7 +26,7 @@ from twinlib.tables.contracts import Table
 from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 from twinlib.tables.storage import bucket_of
 
-CONTRADICTION_MINIMUM = 5  # readings of one patient below which the middle says nothing about the unit
+CONTRADICTION_MINIMUM = 5  # readings of one patient in one file below which the middle says nothing about the unit
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Ingested:
     exposures: DataFrame
     quarantine: DataFrame
     counted: dict[str, Counted]
+    survey: DataFrame
     read: dict[int, dict[str, int]]
     spark: SparkSession
     entries: Sequence[Entry]
@@ -89,7 +90,7 @@ class Ingested:
         def check(target: str) -> None:
             self.counted[target].computed = True
             if target != "quarantine":
-                check_conservation(self._rows(target))
+                check_conservation(self.rows(target))
 
         for table, frame in frames.items():
             yield table, frame, partial(check, targets[table])
@@ -97,11 +98,18 @@ class Ingested:
     @cached_property
     def counts(self) -> DataFrame:
         """INGEST_COUNTS. Raises DataError where records were lost."""
-        rows = [row for target in ("patient", "observation", "exposure", "none") for row in self._rows(target)]
+        rows = [row for target in ("patient", "observation", "exposure", "none") for row in self.rows(target)]
         check_conservation(rows)
         return INGEST_COUNTS.conform(self.spark.createDataFrame(pa.Table.from_pylist(rows)))
 
-    def _rows(self, target: str) -> list[dict]:
+    def landed(self) -> DataFrame:
+        """source, file, files (1 where the file is counted under this source), rows_ignored, rows_read."""
+        names = F.broadcast(entry_frame(self.spark, self.entries).select("entry", "source"))
+        sums = [F.sum(n).alias(m) for n, m in (("files", "files"), ("ignored", "rows_ignored"), ("rows", "rows_read"))]
+        return self.survey.join(names, "entry", "inner").groupBy("source", "file").agg(*sums)
+
+    def rows(self, target: str) -> list[dict]:
+        """Rows of INGEST_COUNTS of one target."""
         some, refused = [e for e in self.entries if e.meaning.target == target], self.counted["quarantine"].counts()
         kept = self.counted[target].counts() if target in self.counted else {e.number: {"accepted": 0, "duplicates": 0} for e in some}
         return [{"source": e.meaning.source, **self.read[e.number], **kept[e.number], **refused[e.number]} for e in some]
@@ -132,21 +140,30 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
     return fuse(spark, sources, entries, key, config.storage.buckets)
 
 
-def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, buckets: int = 1) -> Ingested:
+def fuse(
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, buckets: int = 1,
+    stored: Callable[[Table], DataFrame] | None = None,
+) -> Ingested:  # fmt: skip
     """`ingest` for opened sources and their interpreted entries.
+
+    stored: reads tables that hold earlier records; those of the patients concerned stand beside the new ones, as if they had come
+    together, and a source may then have no records.
 
     What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
     """
     parts, cached = _judged(spark, sources, entries, key)
     survey = _survey(spark, parts).persist()
     read = _read(survey, entries)
-    check_presence(read, sources, entries)
+    if stored is None:
+        check_presence(read, sources, entries)
+    seen = survey.select("patient_id").where("patient_id IS NOT NULL").distinct()
+    earlier = {t: _stored(spark, stored(table), seen, entries) for t, table in TABLES.items()} if stored else {}
     wrong_units = _contradictions(survey).persist()
     contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
     final = [Judged(_overruled(p, wrong_units, contradicted), p.entries) for p in parts]
     fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
     counted = {
-        t: Counted(settle(_sound(spark, final, t, buckets), t), [e for e in entries if e.meaning.target == t], fates)
+        t: Counted(settle(_sound(spark, final, t, buckets, earlier.get(t)), t, t in earlier), [e for e in entries if e.meaning.target == t], fates)
         for t in ("patient", "observation", "exposure")
     }
     counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
@@ -156,6 +173,7 @@ def fuse(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry
         exposures=_exposures(counted["exposure"].frame.filter("kept")),
         quarantine=_quarantine(spark, counted["quarantine"].frame, entries),
         counted=counted,
+        survey=survey,
         read=read,
         spark=spark,
         entries=entries,
@@ -182,7 +200,7 @@ def _union(frames: Iterable[DataFrame]) -> DataFrame:
 
 
 def _survey(spark: SparkSession, parts: Sequence[Judged]) -> DataFrame:
-    """(entry, patient_id, unit, files, ignored, rows, n, below, above, fits): what each patient's records look like as a whole.
+    """(entry, patient_id, file, unit, files, ignored, rows, n, below, above, fits): what a patient's records in one file look like as a whole.
 
     n counts usable values, below and above those out of the plausible range; `fits` tells for each of the units that might be meant
     whether the middle value would be plausible in it.
@@ -192,13 +210,13 @@ def _survey(spark: SparkSession, parts: Sequence[Judged]) -> DataFrame:
 
 def _survey_of(spark: SparkSession, part: Judged) -> DataFrame:
     units = max(len(e.alternatives) for e in part.entries)
-    df = part.frame.select("entry", "patient_id", "unit", "value", "worded", "ignored")
+    df = part.frame.select("entry", "patient_id", "file", "unit", "value", "worded", "ignored")
     df = converted(spark, described(spark, df, part.entries, "low", "high", "alternatives"), part.entries)
     value, low, high = F.when(~F.col("worded"), F.col("value")), F.col("low"), F.col("high")
     raw = (value - F.col("shift")) / F.col("factor")
     meant = [raw * a.factor + a.offset for a in (F.get("alternatives", F.lit(k)) for k in range(units))]
     record = F.col("ignored").isNull()
-    counted = df.groupBy("entry", "patient_id", "unit").agg(
+    counted = df.groupBy("entry", "patient_id", "file", "unit").agg(
         F.count_if(~record).alias("files"),
         F.coalesce(F.sum("ignored"), F.lit(0)).alias("ignored"),
         F.count_if(record).alias("rows"),
@@ -210,25 +228,28 @@ def _survey_of(spark: SparkSession, part: Judged) -> DataFrame:
     )
     fits = [(2 * F.col(f"from_{k}") > F.col("n")) & (2 * F.col(f"to_{k}") > F.col("n")) for k in range(units)]
     return counted.select(
-        "entry", "patient_id", "unit", "files", "ignored", "rows", "n", "below", "above",
+        "entry", "patient_id", "file", "unit", "files", "ignored", "rows", "n", "below", "above",
         (F.greatest(*fits, F.lit(False)) if fits else F.lit(False)).alias("fits"),
     )  # fmt: skip
 
 
 def _contradictions(survey: DataFrame) -> DataFrame:
-    """(entry, patient_id, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one."""
+    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one.
+
+    A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
+    """
     outside = 2 * F.greatest("below", "above") > F.col("n")
     wrong = survey.filter((F.col("n") >= CONTRADICTION_MINIMUM) & F.col("patient_id").isNotNull() & outside & F.col("fits"))
-    return wrong.select("entry", "patient_id", "unit", F.lit(True).alias("contradicted"))
+    return wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
 
 
 def _overruled(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> DataFrame:
-    """Refuses all records of a patient, entry and unit that contradict their unit."""
+    """Refuses all records of a patient, file, entry and unit that contradict their unit."""
     own = sorted(contradicted & {e.number for e in part.entries})
     if not own:
         return part.frame
     found = F.broadcast(wrong_units.filter(F.col("entry").isin(own)))
-    keys = ["entry", "patient_id", "unit"] if len(part.entries) > 1 else ["patient_id", "unit"]
+    keys = [*(["entry"] if len(part.entries) > 1 else []), "patient_id", "file", "unit"]
     df = part.frame.join(found.select(*keys, "contradicted"), keys, "left")
     return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
 
@@ -249,19 +270,36 @@ _SOUND = (
     "sex",
     "birth_date",
 )
+_NAMES = ("origin", "source", "target", "name", "kind", "adds")
+TABLES = {"observation": OBSERVATIONS, "exposure": EXPOSURES}
 
 
-def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: int) -> DataFrame:
+def _stored(spark: SparkSession, table: DataFrame, patients: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+    """Stored rows of some patients as sound records (_SOUND and _NAMES)."""
+    own = entry_frame(spark, entries).select("entry", *_NAMES)
+    df = table.join(patients, "patient_id", "left_semi")
+    if "signal" in df.columns:
+        df = df.withColumnsRenamed({"signal": "name", "time": "utc"}).join(F.broadcast(own.drop("kind").dropDuplicates(["source", "name"])), ["source", "name"])
+        df = df.withColumns({"end": F.lit(None).cast("timestamp"), "label": F.lit(None).cast("string"), "kind": F.lit(None).cast("string")})
+    else:
+        df = df.withColumnsRenamed({"agent": "name", "start": "utc", "amount": "value"})
+        df = df.join(F.broadcast(own.dropDuplicates(["source", "name", "kind"])), ["source", "name", "kind"])
+    df = df.withColumns({"sex": F.lit(None).cast("string"), "birth_date": F.lit(None).cast("date")})
+    return df.select(*_SOUND, *_NAMES)
+
+
+def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: int, earlier: DataFrame | None = None) -> DataFrame:
     """Sound records of a target, one partition per bucket of patients: the one shuffle on their way to the table."""
     frames = []
     for part in parts:
         if any(e.meaning.target == target for e in part.entries):
             df = part.frame.filter(F.col("ignored").isNull() & F.col("reason").isNull()).select(*_SOUND)
-            df = described(spark, df, part.entries, "origin", "source", "target", "name", "kind", "adds")
+            df = described(spark, df, part.entries, *_NAMES)
             frames.append(df if len(part.entries) == 1 else df.filter(F.col("target") == target))
     if not frames:
-        empty = described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, "origin", "source", "target", "name", "kind", "adds")
-        frames = [empty.filter(F.lit(False))]
+        frames = [described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, *_NAMES).filter(F.lit(False))]
+    if earlier is not None:
+        frames.append(earlier)
     return _union(frames).withColumn("bucket", bucket_of(buckets)).repartitionById(buckets, F.col("bucket"))
 
 

@@ -24,6 +24,7 @@ from twinlib.sources.records import RECORDS, Part
 BLANKS = " \t\r\n\f\v\u00a0"
 _PLAIN = (pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal,
           pa.types.is_date, pa.types.is_timestamp)  # fmt: skip
+WORTH = 200_000  # rows of a group of files from which on its own plans pay; fewer go through Arrow with all the rest
 _TEXTS = [tuple(c.split()) for c in RECORDS.split(", ")]
 _SAFE = re.compile(r"[\w./=-]+", re.ASCII)  # what a URI spells as it is
 
@@ -34,26 +35,30 @@ def uri(root: str) -> str:
 
 
 def split(group: FileGroup, files: list[File], system, base: str, needed: set[str]) -> tuple[dict[pa.Schema, list[File]], list[File]]:
-    """(files that Spark can read, by schema; the others)."""
+    """(files that Spark can read and that are worth it, by schema; the others)."""
     ours: dict[pa.Schema, list[File]] = {}
-    others: list[File] = []
-    for file in files:
-        schema = _schema(file, system) if group.format == "parquet" and not group.patient.file and _SAFE.fullmatch(base.split("://")[1] + file.relative) else None
-        if schema is None or needed - set(schema.names) or not all(any(test(f.type) for test in _PLAIN) for f in schema):
-            others.append(file)
-        else:
-            ours.setdefault(schema, []).append(file)
-    return ours, others
+    if group.format == "parquet" and not group.patient.file:
+        rows: dict[pa.Schema, int] = {}
+        for file in files:
+            schema, n = _footer(file, system) if _SAFE.fullmatch(base.split("://")[1] + file.relative) else (None, 0)
+            if schema is not None and needed <= set(schema.names) and all(any(test(f.type) for test in _PLAIN) for f in schema):
+                ours.setdefault(schema, []).append(file)
+                rows[schema] = rows.get(schema, 0) + n
+        ours = {schema: some for schema, some in ours.items() if rows[schema] >= WORTH}
+    taken = {f.path for some in ours.values() for f in some}
+    return ours, [f for f in files if f.path not in taken]
 
 
-def _schema(file: File, system) -> pa.Schema | None:
+def _footer(file: File, system) -> tuple[pa.Schema | None, int]:
+    """Schema and number of rows of a Parquet file; no schema where Spark could not tell its columns apart, or it cannot be read."""
     try:
         with system.open_input_file(file.path) as stream:
-            schema = pq.ParquetFile(stream).schema_arrow.remove_metadata()
+            opened = pq.ParquetFile(stream)
+            schema, rows = opened.schema_arrow.remove_metadata(), opened.metadata.num_rows
     except (pa.ArrowInvalid, OSError):
-        return None
+        return None, 0
     distinct = len({n.lower() for n in schema.names}) == len(schema.names)  # to Spark, names that differ in case are the same
-    return schema if distinct else None
+    return (schema if distinct else None), rows
 
 
 def parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +58,20 @@ class MappedSource:
 
     def __init__(self, mapping: Mapping, path: str, root: str, name: str | None = None):
         self.mapping, self.path, self.root, self.name = mapping, path, root, name or mapping.name
+        self.only: frozenset[str] | None = None
         self._parts = tuple(_meanings(mapping, self.name, path))
         self.meanings = tuple(m for m, _, _ in self._parts)
 
+    def restricted(self, names: Iterable[str]) -> MappedSource:
+        """The same source with some of its files only, by relative path; a glob may then match none."""
+        result = MappedSource(self.mapping, self.path, self.root, self.name)
+        result.only = frozenset(names)
+        return result
+
     def files(self) -> list[tuple[FileGroup, list[File]]]:
         """Raises DataError where a glob matches no file."""
+        if self.only is not None:
+            return [(g, kept) for g, some in self.present() if (kept := [f for f in some if f.relative in self.only])]
         found, result = find(self.root), []
         for group in self.mapping.files:
             chosen = select(found, group.glob)
@@ -70,6 +79,11 @@ class MappedSource:
                 raise DataError(f"{self.root}: no file matches {', '.join(group.glob)} (files {group.name} of {self.path})")
             result.append((group, chosen))
         return result
+
+    def present(self) -> list[tuple[FileGroup, list[File]]]:
+        """The files that are there, of the groups that have any."""
+        found = find(self.root)
+        return [(g, some) for g in self.mapping.files if (some := select(found, g.glob))]
 
     def check(self) -> None:
         """Globs match, patients can be told from file names, declared columns exist in at least one file of the group.
