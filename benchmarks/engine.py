@@ -97,10 +97,10 @@ def stochastic_twin() -> dict:
     kernel.compile()
     truth = model.prior_mean + model.prior_sd * np.random.default_rng(21).standard_normal((n, len(model.fitted)))
     data = cohorts.data(cohorts.day(model.natural(truth), 22), kernel.nominal_step)
-    full_posterior(kernel, data.take(np.arange(16)), 320)
-    found, drawn, kept, _ = full_posterior(kernel, data, 320)
+    full_posterior(kernel, data.take(np.arange(16)), 512)
+    found, drawn, kept, _ = full_posterior(kernel, data, 512)
     batch = data.take(np.arange(64))
-    seconds = min(full_posterior(kernel, batch, 320)[3] for _ in range(5)) / 64
+    seconds = min(full_posterior(kernel, batch, 512)[3] for _ in range(5)) / 64
     plain = min(full_posterior(kernel, batch, 128)[3] for _ in range(5)) / 64
     # 127 draws: ranks 0..127 in 16 bins of 8
     ranks = (kept[:, :127] < truth[:, None]).sum(1)
@@ -126,8 +126,8 @@ def two_compartments() -> dict:
     kernel = Kernel(model)
     kernel.compile()
     sets = simglucose.baseline_days(folder, model, kernel.nominal_step)
-    full_posterior(kernel, sets[0].take(np.arange(2)), 320)
-    runs = [full_posterior(kernel, data, 320) for data in sets]
+    full_posterior(kernel, sets[0].take(np.arange(2)), 512)
+    runs = [full_posterior(kernel, data, 512) for data in sets]
     days = sum(len(d) for d in sets)
     return {
         "two_compartment_posterior_ms_per_patient_day": 1e3 * sum(r[3] for r in runs) / days,

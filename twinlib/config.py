@@ -73,6 +73,7 @@ class EpisodeConfig(Strict):
     minimum_wear_hours: Annotated[float, Field(ge=0)] = 24.0
     require: tuple[str, ...] = ("insulin_bolus", "carbohydrate")
     body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
+    leave_out: tuple[str, ...] = ("flat_line", "jump", "compression_low", "overlap")  # flags of readings that a fit must not see
 
 
 class FitConfig(Strict):
@@ -80,7 +81,7 @@ class FitConfig(Strict):
     prior_version: str = "published-1"
     maximum_iterations: Annotated[int, Field(ge=1, le=1000)] = 60
     starts: Annotated[int, Field(ge=1, le=64)] = 1  # of every fit, for models with several modes; those that fail get more anyway
-    importance_draws: Annotated[int, Field(ge=40, le=65536)] = 320  # two fifths in the first of four stages
+    importance_draws: Annotated[int, Field(ge=40, le=65536)] = 512  # in four equal stages
     draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
     batch_rows: Annotated[int, Field(ge=1)] = 64
 

@@ -50,7 +50,8 @@ class Landing:
         for source in self.opened:
             if not isinstance(source, MappedSource):
                 raise ConfigError(f"source {source.name}: only mapped files can be followed; ingest it in the night's batch")
-        self.entries = interpret(self.opened, load_vocabulary(config.vocabulary))
+        vocabulary = load_vocabulary(config.vocabulary)
+        self.entries, self.sensors = interpret(self.opened, vocabulary), vocabulary.sensors
         self.key = sources.load_key(config.pseudonym_key)
 
     # --- the stream -------------------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ class Landing:
             if done or not any(s.files() for s in restricted):
                 stage.unchanged()
                 return not done
-            got = fuse(self.spark, restricted, self.entries, self.key, self.storage.buckets, self.storage.read)
+            got = fuse(self.spark, restricted, self.entries, self.key, self.sensors, self.storage.buckets, self.storage.read)
             try:
                 self._write(got, registers, stream, batch)
             finally:

@@ -23,8 +23,9 @@ from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import ConfigError
-from twinlib.fusion import packing
+from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
+from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.population import fit as fitting
 from twinlib.population import priors
 from twinlib.progress import progress
@@ -60,6 +61,7 @@ class Plan:
         config = load(path)
         model = models.find(config.fit.model)
         packing.check(config.episodes, model.name, model.agents, STEP)
+        quality.check(config.episodes.leave_out)
         lacking = set(model.covariates) - set(STAND_INS)
         if lacking:
             raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
@@ -159,6 +161,8 @@ class Night:
                 s.replace(table, df, check)
             s.replace(schemas.INGEST_COUNTS, got.counts)
             got.release()
+            sensors, leave_out = load_vocabulary(self.config.vocabulary).sensors, self.config.episodes.leave_out
+            s.append(schemas.SENSOR_QUALITY, quality.summary(s.read(schemas.OBSERVATIONS), sensors, leave_out, self.runs.run_id))
             for row in s.read(schemas.INGEST_COUNTS).collect():
                 for name in ("rows_read", "accepted", "duplicates", "quarantined"):
                     stage.counts[f"{row.source}.{name}"] = row[name]
@@ -175,7 +179,7 @@ class Night:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
             s.replace(schemas.TIMELINES, packing.pack(
-                observations, exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
+                quality.usable(observations, self.config.episodes.leave_out), exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
                 {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
             ))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))

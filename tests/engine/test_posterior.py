@@ -19,7 +19,7 @@ def gaussian(readings) -> Data:
     none = np.zeros(0)
     count = len(readings)
     y = np.concatenate(readings)[:, None]
-    return Data(np.zeros((count, 0)), np.cumsum([0] + [len(r) for r in readings]), np.zeros(len(y) + 1, int), none, none, none, y)
+    return Data(np.zeros((count, 0)), np.cumsum([0] + [len(r) for r in readings]), np.zeros(len(y) + 1, int), none, none, none, none, y)
 
 
 def test_evidence_and_moments_of_a_conjugate_model():

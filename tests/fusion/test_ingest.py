@@ -435,7 +435,7 @@ def test_t1d_uom(spark, data):
 def tidepool_facts(got) -> dict[str, set]:
     exposures = got.exposures.collect()
     return {
-        "glucose": {(r.time, round(r.value, 6)) for r in got.observations.collect()},
+        "glucose": {(r.time, round(r.value, 6)) for r in got.observations.where("signal = 'glucose'").collect()},
         **{
             a: {(r.start, r.end, round(r.amount, 6)) for r in exposures if r.agent == a}
             for a in ("insulin_basal", "insulin_bolus", "carbohydrate")

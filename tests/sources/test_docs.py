@@ -2,11 +2,12 @@
 
 import re
 
+from twinlib.fusion import quality
 from twinlib.fusion.entries import interpret
 from twinlib.fusion.rules import RULES
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.sources.mapped import MappedSource
-from twinlib.sources.mapping import Clock, Duration, Entry, FileGroup, Mapping, Value, load_mapping
+from twinlib.sources.mapping import Clock, Duration, Entry, FileGroup, Mapping, Unpivot, Value, load_mapping
 
 
 def page(repo) -> str:
@@ -26,9 +27,14 @@ def test_every_reason_is_documented_in_order_of_precedence(repo):
     assert listed == ["malformed_row", "missing_column", "unreadable_file", *[r.code for r in RULES]]
 
 
+def test_every_flag_of_a_sensor_is_documented_and_says_whether_it_gates(repo):
+    listed = re.findall(r"^\| `(\w+)` \| (\w*) ?\|", page(repo).split("<!-- flags: tested -->")[1], re.M)
+    assert listed[: len(quality.RULES)] == [(r.name, "yes" if r.gates else "") for r in quality.RULES]
+
+
 def test_every_key_is_documented(repo):
     text = page(repo)
-    for model in (Mapping, FileGroup, Clock, Value, Duration, Entry):
+    for model in (Mapping, FileGroup, Unpivot, Clock, Value, Duration, Entry):
         for key in model.model_fields:
             assert re.search(rf"`{key}\b|\b{key}:|\{{{key}\b|`{key}", text), f"{model.__name__}.{key}"
 

@@ -273,7 +273,7 @@ class Generator:
 
     def noise_in(self) -> str:
         """Given noise is added to the noisy states."""
-        return lanes([f"{self.layout.at(f'x{i}')} += B[{a * W} + l]" for a, i in enumerate(self.N)])
+        return lanes([f"{self.layout.at(f'x{i}')} += D[{a * W} + l]" for a, i in enumerate(self.N)])
 
     def start_out(self) -> str:
         """Smoothed initial state of the noisy states: x0 + P0 r (S and its covariance freshly initialised)."""
@@ -299,7 +299,7 @@ class Generator:
             function("begin_slot", "S", self.begin_slot()), function("advance_map", "S, B", self.step(self.df, self.dq)),
             function("carry", "S", self.carry()), function("keep", "S, T, o", self.keep()),
             *[function(f"backward_{m}", "T, o, R", self.backward(m)) for m in each], function("disturb", "T, o, R, B", self.disturb()),
-            function("noise_in", "S, B", self.noise_in()), function("start_out", "S, R, B", self.start_out()),
+            function("noise_in", "S, D", self.noise_in()), function("start_out", "S, R, B", self.start_out()),
         ]
         if self.sensitive:
             parts += [function("advance_sensitive", "S, B", self.step(self.ds)), *[function(f"derive_{m}", "S, D", self.derive(m)) for m in each]]
@@ -320,7 +320,7 @@ class Generator:
                 "differences(C_, D, step, {m})\naccumulate_{m}(C_[0], D, G)\nfor a in range(copies):\n    apply_{m}(C_[a])", each, 4),
             update_sensitive=call(
                 update + "derive_{m}(S, D)\naccumulate_{m}(S, D, G)\napply_{m}(S)", each if self.sensitive else (), 4),
-            back=call(f"backward_{{m}}(T, k*{len(self.kept())}*{W}, R)", reversed(each), 3),
+            back=call(f"backward_{{m}}(T, k*{len(self.kept())}*{W}, Z)", reversed(each), 3),
         )
 
 

@@ -109,26 +109,46 @@ def runge_kutta(rates: dict[str, sp.Expr], layout: Layout, inputs: dict[str, int
     for g, group in enumerate(groups):
         used = names(whole[n] for n in group)
         outside = sorted(m for m in used if m in home and home[m] != g)
-        fixed = {m for m in used if m not in home and m not in inputs}
         moving, algebraic = [n for n in group if n in rates], [n for n in group if n in shared]
-        lines = layout.load(set(moving) | fixed) + [f"{n} = B[{inputs[n] * W} + l]" for n in sorted(used & set(inputs))]
-        lines += ["h = B[l]", "half = 0.5*h", f"sixth = h*{1 / 6!r}"]
+        step = ["h = B[l]", "half = 0.5*h"]
+        begin = layout.load({m for m in used if m not in home and m not in inputs}) + [f"{n} = B[{inputs[n] * W} + l]" for n in sorted(used & set(inputs))]
+        state, split = layout.load(moving), any(_slow(whole[n]) for n in group)
+        lines = [] if split else begin + state + step
         for stage in (1, 2, 3, 4):
+            part = list(begin) if split else []
             at = {n: n if stage == 1 else f"y{stage}_{n}" for n in moving} | {n: f"z{stage}_{n}" for n in [*outside, *algebraic]}
+            if split:
+                part += state + step * (stage > 1) + [f"d{stage - 1}_{n} = {layout.at(f'd_{n}')}" for n in moving if stage > 1]
             if stage > 1:
-                lines += [f"{at[n]} = {n} + {'h' if stage == 4 else 'half'}*d{stage - 1}_{n}" for n in moving]
-            lines += [f"z{stage}_{n} = {layout.at(f'z{stage}_{n}')}" for n in outside]
+                part += [f"{at[n]} = {n} + {'h' if stage == 4 else 'half'}*d{stage - 1}_{n}" for n in moving]
+            part += [f"z{stage}_{n} = {layout.at(f'z{stage}_{n}')}" for n in outside]
             replaced = {symbol(n): symbol(v) for n, v in at.items()}
             temporaries = (symbol(f"t{stage}_{k}") for k in range(10**6))
             ordered = [*algebraic, *moving]
             common, reduced = sp.cse([whole[n].xreplace(replaced) for n in ordered], symbols=temporaries, order="canonical")
-            lines += _in_order([(v.name, e) for v, e in common] + [
+            part += _in_order([(v.name, e) for v, e in common] + [
                 (at[n] if n in shared else f"d{stage}_{n}", e) for n, e in zip(ordered, reduced)
             ])
-            lines += [f"{layout.at(f'z{stage}_{n}')} = {at[n]}" for n in group if n in passed]
-        lines += [f"{layout.at(n)} = {n} + sixth*(d1_{n} + 2.0*(d2_{n} + d3_{n}) + d4_{n})" for n in moving]
-        out.append(lanes(lines))
+            part += [f"{layout.at(f'z{stage}_{n}')} = {at[n]}" for n in group if n in passed]
+            if not split:
+                lines += part
+                continue
+            for n in moving:
+                total = f"d1_{n}" if stage == 1 else f"{layout.at(f'sum_{n}')} + {'2.0*' if stage < 4 else ''}d{stage}_{n}"
+                part += [f"{layout.at(f'd_{n}')} = d{stage}_{n}", f"{layout.at(f'sum_{n}')} = {total}"] if stage < 4 else [
+                    f"{layout.at(n)} = {n} + h*{1 / 6!r}*({total})"
+                ]
+            out.append(lanes(part))
+        if not split:
+            lines += [f"sixth = h*{1 / 6!r}"] * bool(moving)
+            lines += [f"{layout.at(n)} = {n} + sixth*(d1_{n} + 2.0*(d2_{n} + d3_{n}) + d4_{n})" for n in moving]
+            out.append(lanes(lines))
     return "\n".join(out)
+
+
+def _slow(e: sp.Expr) -> bool:
+    """Whether an expression holds operations that keep their successors waiting: divisions, roots and functions."""
+    return e.has(sp.exp, sp.log, sp.tanh) or any(not (q.exp.is_Integer and q.exp > 0) for q in e.atoms(sp.Pow))
 
 
 def _interleaved(rates: dict[str, sp.Expr], shared: dict[str, sp.Expr]) -> dict[str, sp.Expr]:

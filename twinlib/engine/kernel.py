@@ -10,16 +10,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 from twinlib.engine.codegen import generate
 from twinlib.engine.contract import Model
 from twinlib.engine.schedule import Schedule
 from twinlib.engine.trace import trace
 
+MERGED = 5  # steps that become one in a coarse copy of the data
 STEP = 1e-4  # of the copies, on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 
 
@@ -57,13 +59,44 @@ def _ranges(starts, counts) -> np.ndarray:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
 
 
+@njit(cache=True)
+def _plan(step_at, fresh):
+    out = 2 * step_at
+    for slot in range(step_at.size - 1):
+        for s in range(step_at[slot], step_at[slot + 1]):
+            if fresh[s]:
+                out[slot] |= 1
+    return out
+
+
+@njit(cache=True)
+def _merged(step_at, lengths, fresh, most):
+    """Up to `most` consecutive steps of a slot as one, where nothing changes between them: first steps of the slots, lengths, the first of
+    the steps that became one, and which differ from the one before."""
+    to, at, h, new = np.empty_like(step_at), np.empty(lengths.size, np.int64), np.empty_like(lengths), np.empty_like(fresh)
+    n = 0
+    for slot in range(step_at.size - 1):
+        to[slot], count = n, most
+        for s in range(step_at[slot], step_at[slot + 1]):
+            if count < most and not fresh[s]:
+                h[n - 1] += lengths[s]
+                count += 1
+            else:
+                h[n], at[n], count = lengths[s], s, 1
+                n += 1
+    to[-1] = n
+    for i in range(n):
+        new[i] = fresh[at[i]] or h[i] != h[i - 1]
+    return to, h[:n], at[:n], new[:n]
+
+
 @dataclass(frozen=True)
 class Data:
     """What the kernel reads of a batch of patients; patients may differ in everything. C-contiguous.
 
     constants (rows, constants); slot_at (rows + 1,): the slots of row r are slot_at[r]..slot_at[r+1]; step_at (all slots + 1,): the
-    steps that lead up to a slot; lengths (all steps,), rates (all steps, inputs), doses (all steps, dosed inputs) at a step's start;
-    readings (all slots, signals), NaN = missing.
+    steps that lead up to a slot; lengths (all steps,), rates (all steps, inputs), doses (all steps, dosed inputs) at a step's start; fresh
+    (all steps,) whether a step differs from the one before; readings (all slots, signals), NaN = missing.
     """
 
     constants: np.ndarray
@@ -72,6 +105,7 @@ class Data:
     lengths: np.ndarray
     rates: np.ndarray
     doses: np.ndarray
+    fresh: np.ndarray
     readings: np.ndarray
 
     @classmethod
@@ -83,7 +117,7 @@ class Data:
         return cls(
             np.ascontiguousarray(constants, np.float64), slots, np.concatenate([[0], *ends]).astype(np.int64),
             whole([s.lengths for s in schedules], 0), whole([s.rates for s in schedules], (0, 0)), whole([s.doses for s in schedules], (0, 0)),
-            whole([np.asarray(y, np.float64) for y in readings], (0, 0)),
+            np.concatenate([np.zeros(0, bool), *[s.fresh for s in schedules]]), whole([np.asarray(y, np.float64) for y in readings], (0, 0)),
         )
 
     def __len__(self) -> int:
@@ -101,12 +135,24 @@ class Data:
         steps = _ranges(self.step_at[:-1][slots], per_slot)
         return Data(
             self.constants[rows], _starts(self.slots[rows]), _starts(per_slot), self.lengths[steps], self.rates[steps], self.doses[steps],
-            self.readings[slots],
+            self.fresh[steps], self.readings[slots],
         )
+
+    @functools.cached_property
+    def coarse(self) -> Data:
+        """The same with longer steps, as far as inputs and readings allow, up to MERGED of these."""
+        step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, MERGED)
+        return replace(self, step_at=step_at, lengths=lengths, rates=self.rates[first], doses=self.doses[first], fresh=fresh)
 
     def row(self, r: int) -> np.ndarray:
         """(slots, signals) readings of row r."""
         return self.readings[self.slot_at[r] : self.slot_at[r + 1]]
+
+    @functools.cached_property
+    def plan(self) -> np.ndarray:
+        """(all slots + 1,) twice the first step of a slot, plus 1 where one of its steps differs from the step before it: the kernel gathers
+        only those."""
+        return _plan(self.step_at, self.fresh)
 
     def counts(self) -> np.ndarray:
         """(rows,) number of readings."""
@@ -135,7 +181,7 @@ class Kernel:
         p, c = len(self.model.fitted), len(self.model.constants)
         count = len(self.model.inputs)
         doses = sum(i.spread == 0 for i in self.model.inputs)
-        step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)))
+        step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)), np.ones(1, bool))
         data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
         theta, who = self.model.prior_mean[None], np.zeros(1, int)
         with np.errstate(all="ignore"):
@@ -152,7 +198,7 @@ class Kernel:
 
     @staticmethod
     def _arrays(data: Data):
-        return data.constants, data.slot_at, data.step_at, data.lengths, data.rates, data.doses
+        return data.constants, data.slot_at, data.plan, data.lengths, data.rates, data.doses
 
     def _natural(self, theta) -> np.ndarray:
         return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))

@@ -1,5 +1,6 @@
 """Posterior modes of a batch of patients: Levenberg-Marquardt on the likelihood, every patient on its own path.
 
+Most of the way is gone with steps of twice the length, the last of it with the steps that the model asks for.
 All patients that are still on their way are lanes of one kernel call; those that have converged leave. Nothing that is computed for one
 patient depends on which others are in the batch.
 """
@@ -16,7 +17,10 @@ from twinlib.engine.normal import Normal
 
 TOLERANCE = 1e-6  # decrease of minus log posterior that a full step promises: 0.14 % of a posterior SD from the mode
 BOUND = 5.0  # prior SDs about the prior mean within which modes are sought
+NEAR = 1e-2  # the same where the steps of the integration are still long: 14 % of a posterior SD
 TRUST = 1e-3  # promised decrease (4 % of a posterior SD) below which the last step is taken without looking again
+LEFT = 1e-6  # decrease that may be left after that step
+SLOWEST = 1e-2  # the least share of a promise that is assumed to be left after a step
 LONGEST = 2.0  # prior SDs that one step may move a parameter
 GIVE_UP = 1e10  # damping at which there is no descent
 
@@ -72,11 +76,11 @@ def _descent(h, damping, g, free, step):
 
 
 @njit(cache=True, error_model="numpy")
-def _propose(rows, theta, f, g, h, promised, rest, learnt, damping, low, high, sd, trial, predicted, status):
+def _propose(rows, goal, theta, f, g, h, promised, rate, rest, learnt, damping, low, high, sd, trial, predicted, status):
     """Next points of the patients `rows`; those that need none get their status.
 
-    Converged is who cannot gain TOLERANCE by an undamped step, or can with next to nothing left to gain after it: that step is taken, and
-    the objective is what it promises. Parameters that press against a bound stay there.
+    Converged is who cannot gain `goal` by an undamped step, or can with less than that left to gain after it, to judge by what earlier
+    steps have left. The step is taken, and the objective is what it promises. Parameters that press against a bound stay there.
     """
     p = theta.shape[1]
     step, free, m = np.empty(p), np.empty(p, np.bool_), np.empty((p, p))
@@ -86,21 +90,18 @@ def _propose(rows, theta, f, g, h, promised, rest, learnt, damping, low, high, s
             free[j] = not ((theta[r, j] <= low[r, j] and g[r, j] > 0.0) or (theta[r, j] >= high[r, j] and g[r, j] < 0.0))
         trial[r], predicted[r] = theta[r], np.nan
         if _descent(h[r], 0.0, g[r], free, step):
-            gain = 0.0
+            gain, inside = 0.0, True
             for j in range(p):
                 gain -= 0.5 * g[r, j] * step[j]
-            if gain < TOLERANCE:
-                status[r] = CONVERGED
-                continue
-            left = gain * gain / promised[r]  # what will be left to gain if this step does as well as the last
-            promised[r] = gain
-            inside = True
-            for j in range(p):
                 inside = inside and low[r, j] < theta[r, j] + step[j] < high[r, j]
-            if gain < TRUST and left < 0.1 * TOLERANCE and inside:
-                for j in range(p):
-                    theta[r, j] += step[j]
-                f[r] -= gain
+            if promised[r] > 0.0:
+                rate[r] = max(gain / promised[r], SLOWEST)
+            promised[r] = gain
+            if gain < goal or (gain < TRUST and rate[r] * gain < LEFT and inside):
+                if inside:
+                    for j in range(p):
+                        theta[r, j] += step[j]
+                    f[r] -= gain
                 status[r] = CONVERGED
                 continue
         elif damping[r] > GIVE_UP:
@@ -199,23 +200,26 @@ def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_
     Status is converged, not_converged or failed; a patient that fails leaves the others as they are.
     """
     n, p = starts.shape
+    low, high = prior.mean - BOUND * prior.sd, prior.mean + BOUND * prior.sd
+    theta, iterations = np.clip(starts, low, high), np.zeros(n, np.int32)
+    rest, learnt, rate = np.zeros((n, p, p)), np.zeros(n, bool), np.full(n, np.inf)
+    trial, predicted = np.empty_like(theta), np.empty(n)
+    coarse = data.coarse
     with np.errstate(all="ignore"):
-        low, high = prior.mean - BOUND * prior.sd, prior.mean + BOUND * prior.sd
-        theta = np.clip(starts, low, high)
-        f, g, h = _evaluate(kernel, data, prior, np.arange(n), theta)
-        usable = np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
-        status = np.where(usable, ON_THE_WAY, NOT_FINITE)
-        damping, growth, iterations = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n, np.int32)
-        rest, learnt, trial, predicted = np.zeros_like(h), np.zeros(n, bool), np.empty_like(theta), np.empty(n)
-        promised = np.full(n, 1e-300)
-        for _ in range(maximum_iterations):
-            rows = np.flatnonzero(status == ON_THE_WAY)
-            _propose(rows, theta, f, g, h, promised, rest, learnt, damping, low, high, prior.sd, trial, predicted, status)
-            rows = rows[status[rows] == ON_THE_WAY]
-            if not rows.size:
-                break
-            iterations[rows] += 1
-            _judge(rows, trial, *_evaluate(kernel, data, prior, rows, trial[rows]), predicted, theta, f, g, h, rest, learnt, damping, growth, status)
+        for part, goal in ((coarse, NEAR), (data, TOLERANCE)):
+            if part is coarse and len(coarse.lengths) == len(data.lengths):
+                continue
+            f, g, h = _evaluate(kernel, part, prior, np.arange(n), theta)
+            usable = np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
+            status = np.where(usable, ON_THE_WAY, NOT_FINITE)
+            damping, growth, promised = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n)
+            while (rows := np.flatnonzero((status == ON_THE_WAY) & (iterations < maximum_iterations))).size:
+                _propose(rows, goal, theta, f, g, h, promised, rate, rest, learnt, damping, low, high, prior.sd, trial, predicted, status)
+                rows = rows[status[rows] == ON_THE_WAY]
+                if not rows.size:
+                    break
+                iterations[rows] += 1
+                _judge(rows, trial, *_evaluate(kernel, part, prior, rows, trial[rows]), predicted, theta, f, g, h, rest, learnt, damping, growth, status)
     text, reason = (np.array([_STATUS[s][k] for s in status], object) for k in (0, 1))
     return Modes(theta, h, f, text, reason, iterations)
 

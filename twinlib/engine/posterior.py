@@ -16,7 +16,7 @@ from twinlib.engine.normal import Normal
 DEGREES = 7.0  # of freedom of the t proposal
 
 
-STAGES = (2, 1, 1, 1)  # share of the draws by stage of adaptation
+STAGES = (0.3, 1.0, 1.0, 1.0)  # what a draw counts by stage of adaptation; every stage has as many draws
 WIDER = 1.3  # of the Laplace covariance, for the first stage: it is too narrow more often than too wide
 LEAN = 2.0  # pseudo-draws per parameter with which the Laplace covariance enters the later stages
 
@@ -114,9 +114,11 @@ def _adapted(draws, weights, cov) -> tuple[np.ndarray, np.ndarray]:
 def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: int, count: int) -> Posterior:
     """Adaptive importance sampling of every row of `data` about its mode; all draws of all rows are lanes of the kernel's calls.
 
-    The `count` draws come in stages: the first from a t at the mode with the Laplace covariance, each later one from a t with the moments
-    found so far; all are weighted against the mixture of all proposals (Cornuet et al. 2012; deterministic mixture, Owen & Zhou
-    2000). A row whose draws all fail has NaN evidence, infinite pareto_k and equal weights.
+    The `count` draws come in equal stages (rounded up): the first from a t at the mode with the Laplace covariance, each later one from a t
+    with the moments found so far. A draw is weighted against the proposal that it came from (population Monte Carlo, Cappe et al. 2004),
+    which earlier draws alone have shaped, so that the estimates are unbiased. Weights against the mixture of all proposals vary less,
+    but the mixture has been fitted to the very draws, and the posterior comes out too narrow (docs/engine.md). A row whose draws all fail has
+    NaN evidence, infinite pareto_k and equal weights.
     """
     n, p = theta.shape
     constant = prior.log_constant - 0.5 * data.counts()[:, None] * np.log(2 * np.pi)
@@ -127,32 +129,25 @@ def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: in
         out = constant - nll - prior.minus_log(draws)
         return np.where(np.isfinite(out), out, -np.inf)
 
-    ends = np.cumsum(STAGES) * count // sum(STAGES)
-    u = uniforms(keys, seed, int(ends[-1]), p + 1)
-    draws, target, mixture = np.empty((n, 0, p)), np.empty((n, 0)), np.empty((n, 0))
-    proposals: list[tuple[int, Proposal]] = []
-    centre, scale, begin = theta, WIDER * cov, 0
+    size = -(-count // len(STAGES))
+    u = uniforms(keys, seed, size * len(STAGES), p + 1)
+    draws, ratio, counts = np.empty((n, 0, p)), np.empty((n, 0)), np.repeat(STAGES, size)
+    centre, scale = theta, WIDER * cov
     with np.errstate(all="ignore"):
-        for end in ends:
+        for stage, part in enumerate(np.split(u, len(STAGES), axis=1)):
             proposal = Proposal(centre, scale)
-            fresh = proposal.draw(u[:, begin:end])
-            seen = np.full((n, end - begin), -np.inf)  # density of the fresh draws under the earlier proposals
-            for size, earlier in proposals:
-                seen = np.logaddexp(seen, np.log(size) + earlier.log_density(fresh))
-            draws, target = np.concatenate([draws, fresh], 1), np.concatenate([target, log_posterior(fresh)], 1)
-            mixture = np.logaddexp(np.concatenate([mixture, seen], 1), np.log(end - begin) + proposal.log_density(draws))
-            proposals.append((end - begin, proposal))
-            ratio = target - mixture + np.log(end)
+            fresh = proposal.draw(part)
+            draws = np.concatenate([draws, fresh], 1)
+            ratio = np.concatenate([ratio, np.log(STAGES[stage]) + log_posterior(fresh) - proposal.log_density(fresh)], 1)
             total = logsumexp(ratio, axis=1)
             dead = ~np.isfinite(total)
-            weights = np.where(dead[:, None], 1.0 / end, np.exp(ratio - total[:, None]))
+            weights = np.where(dead[:, None], 1.0 / ratio.shape[1], np.exp(ratio - total[:, None]))
             centre, scale = _adapted(draws, weights, cov)
-            begin = end
     pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
-    effective = 1.0 / (weights**2).sum(1)
-    error = np.sqrt(np.maximum(1.0 / effective - 1.0 / begin, 0.0))  # delta method on the mean of the ratios
+    effective, most = 1.0 / (weights**2).sum(1), counts.sum() ** 2 / (counts**2).sum()
+    error = np.sqrt(np.maximum(1.0 / effective - 1.0 / most, 0.0))  # delta method on the mean of the ratios
     none = lambda x: np.where(dead, np.nan, x)  # noqa: E731
-    return Posterior(draws, weights, none(total - np.log(begin)), none(error), pareto, effective)
+    return Posterior(draws, weights, none(total - np.log(counts.sum())), none(error), pareto, effective)
 
 
 def spectrum(posterior: Posterior, prior: Normal) -> np.ndarray:

@@ -56,19 +56,13 @@ def exp_(x):
     x = min(max(x, -708.0), 709.0)
     k = nearest(x*1.4426950408889634)
     r = (x - k*0.693359375) - k*-2.121944400546905827679e-4
-    y = 1.0/479001600.0
-    y = y*r + 1.0/39916800.0
-    y = y*r + 1.0/3628800.0
-    y = y*r + 1.0/362880.0
-    y = y*r + 1.0/40320.0
-    y = y*r + 1.0/5040.0
-    y = y*r + 1.0/720.0
-    y = y*r + 1.0/120.0
-    y = y*r + 1.0/24.0
-    y = y*r + 1.0/6.0
-    y = y*r + 0.5
-    y = y*r + 1.0
-    y = y*r + 1.0
+    # the polynomial in pairs (Estrin 1960): a short chain of dependent operations, where Horner's rule waits for each
+    r2 = r*r
+    r4 = r2*r2
+    low = (1.0 + r) + r2*(0.5 + r*(1.0/6.0))
+    middle = (1.0/24.0 + r*(1.0/120.0)) + r2*(1.0/720.0 + r*(1.0/5040.0))
+    high = (1.0/40320.0 + r*(1.0/362880.0)) + r2*(1.0/3628800.0 + r*(1.0/39916800.0)) + r4*(1.0/479001600.0)
+    y = low + r4*(middle + r4*high)
     return y*power_of_two(k)
 
 
@@ -77,16 +71,11 @@ def log_(x):
     m = mantissa_of(x)
     s = (m - 1.0)/(m + 1.0)
     z = s*s
-    y = 1.0/19.0
-    y = y*z + 1.0/17.0
-    y = y*z + 1.0/15.0
-    y = y*z + 1.0/13.0
-    y = y*z + 1.0/11.0
-    y = y*z + 1.0/9.0
-    y = y*z + 1.0/7.0
-    y = y*z + 0.2
-    y = y*z + 1.0/3.0
-    y = y*z + 1.0
+    z2 = z*z
+    z4 = z2*z2
+    low = (1.0 + z*(1.0/3.0)) + z2*(0.2 + z*(1.0/7.0))
+    middle = (1.0/9.0 + z*(1.0/11.0)) + z2*(1.0/13.0 + z*(1.0/15.0))
+    y = low + z4*(middle + z4*(1.0/17.0 + z*(1.0/19.0)))
     # zero, negative and non-finite arguments have no place in the bits above
     return exponent_of(x)*0.6931471805599453 + 2.0*s*y if 0.0 < x < 1.7e308 else (-np.inf if x == 0.0 else np.nan)
 
@@ -119,7 +108,7 @@ class _Printer(PythonCodePrinter):
         if e.exp.is_Integer and 1 <= abs(int(e.exp)) <= 16:
             product = _product(self.parenthesize(e.base, 100), abs(int(e.exp)))
             return product if e.exp > 0 else f"(1.0/{product})"
-        if abs(e.exp) == sp.Rational(1, 2):
+        if e.exp.is_Number and abs(float(e.exp)) == 0.5:  # a Float as well as a Rational, which are not equal
             root = f"math.sqrt({self._print(e.base)})"
             return root if e.exp > 0 else f"(1.0/{root})"
         return f"exp_({self._print(e.exp)}*log_({self._print(e.base)}))"

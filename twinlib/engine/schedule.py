@@ -25,12 +25,13 @@ class Drive:
 @dataclass(frozen=True)
 class Schedule:
     """Steps of one patient: ends (slots,) number of steps up to and with each slot; lengths (steps,), rates (steps, inputs) per time,
-    doses (steps, dosed inputs) given at the step's start."""
+    doses (steps, dosed inputs) given at the step's start; fresh (steps,) whether a step differs from the one before."""
 
     ends: np.ndarray
     lengths: np.ndarray
     rates: np.ndarray
     doses: np.ndarray
+    fresh: np.ndarray
 
 
 @njit(cache=True)
@@ -61,9 +62,9 @@ def _edges(times, amounts, durations, spread, begin, end, at, change, dose, n):
 
 
 @njit(cache=True, error_model="numpy")
-def _steps(start, slots, nominal, at, who, change, dose, rate, going, dosed, ends, lengths, rates, doses):
+def _steps(start, slots, nominal, at, who, change, dose, rate, going, dosed, ends, lengths, rates, doses, fresh):
     """Fill the steps; `at` sorted; `rate` and `going` as at the start. Returns the number of steps."""
-    now, e, n = start, 0, 0
+    now, e, n, new = start, 0, 0, True
     pending = np.zeros(doses.shape[1])
     for k in range(slots.size):
         while now < slots[k]:
@@ -75,14 +76,20 @@ def _steps(start, slots, nominal, at, who, change, dose, rate, going, dosed, end
                     rate[j] = 0.0  # nothing of the sums' rounding stays
                 if change[e] == 0:
                     pending[dosed[j]] += dose[e]
+                new = True
                 e += 1
             until = slots[k] if e == at.size else min(slots[k], at[e])
             pieces = max(int((until - now) / nominal + 0.5), 1)
             for i in range(pieces):
                 lengths[n] = (until - now) / pieces
-                rates[n] = rate
-                doses[n] = pending
-                pending[:] = 0.0
+                for j in range(rate.size):
+                    rates[n, j] = rate[j]
+                fresh[n] = new or lengths[n] != lengths[n - 1]
+                new = False
+                for j in range(pending.size):
+                    doses[n, j] = pending[j]
+                    new = new or pending[j] != 0.0
+                    pending[j] = 0.0
                 n += 1
             now = until
         ends[k] = n
@@ -106,7 +113,7 @@ def build(slots: np.ndarray, drives: list[Drive], nominal: float, start: float =
     order = np.argsort(at[:n], kind="stable")
     at, change, dose, who = at[:n][order], change[:n][order], dose[:n][order], who[:n][order]
     most = len(slots) + n + int(1.5 * (slots[-1] - start) / nominal) + 1
-    ends, lengths = np.empty(len(slots), np.int64), np.empty(most)
+    ends, lengths, fresh = np.empty(len(slots), np.int64), np.empty(most), np.empty(most, bool)
     rates, doses = np.empty((most, len(drives))), np.empty((most, width))
-    count = _steps(float(start), slots, float(nominal), at, who, change, dose, rate, going, dosed, ends, lengths, rates, doses)
-    return Schedule(ends, lengths[:count].copy(), rates[:count].copy(), doses[:count].copy())
+    count = _steps(float(start), slots, float(nominal), at, who, change, dose, rate, going, dosed, ends, lengths, rates, doses, fresh)
+    return Schedule(ends, *(x[:count].copy() for x in (lengths, rates, doses, fresh)))

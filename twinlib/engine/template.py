@@ -11,6 +11,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 W = $W
+BLOCK = 16  # slots that are fetched at once
 LOG_2PI = 1.8378770664093453
 # contract, reassoc, arcp and nsz only: NaN marks a missing reading, so nnan and ninf must stay off
 LANE = dict(fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy", cache=True)
@@ -38,41 +39,91 @@ def beyond(z):
 $parts
 
 @njit(**LOOP)
-def begin_lanes(S, P, C, rows, first):
+def begin_lanes(S, P, C, L, first):
     """Parameters of the lanes first.. (the last one is repeated to fill up) and constants of their patients, and what follows from them."""
     for l in range($W):
         i = min(first + l, P.shape[0] - 1)
         for k in range($NP):
             S[$ROW_P + k*$W + l] = P[i, k]
         for k in range($NC):
-            S[$ROW_C + k*$W + l] = C[rows[l], k]
+            S[$ROW_C + k*$W + l] = C[L[0, l], k]
     init(S)
 
 
 @njit(**LOOP)
-def locate(where, begin, count, rows, k, slot_at, step_at):
-    """Slot k of every lane (-1 = beyond its last), its steps, and the largest number of steps."""
-    most = 0
+def prepare(L, who, first, slot_at):
+    """Data rows of the lanes first.. (the last lane is repeated to fill up). Returns the largest number of slots, and whether all rows are the
+    same. L (6, $W): data row, first slot, number of slots; then, for the slot at hand (see locate): first step, steps, idle."""
+    n = 0
+    same = True
     for l in range($W):
-        i = slot_at[rows[l]] + k
-        if i < slot_at[rows[l] + 1]:
-            where[l] = i
-            begin[l] = step_at[i]
-            count[l] = step_at[i + 1] - step_at[i]
-            most = max(most, count[l])
-        else:
-            where[l] = -1
-            count[l] = 0
-    return most
+        r = who[min(first + l, who.size - 1)]
+        L[0, l], L[1, l], L[2, l], L[5, l] = r, slot_at[r], slot_at[r + 1] - slot_at[r], 1
+        n = max(n, L[2, l])
+        same = same and r == L[0, 0]
+    return n, same
 
 
 @njit(**LOOP)
-def gather_step(B, begin, count, same, j, h, u, dose, share):
+def fetch_plan(L, k, plan, F):
+    """The plans of the next BLOCK slots of every lane from slot k on, lane by lane, as memory likes it; no steps beyond a lane's last slot."""
+    for l in range($W):
+        for t in range(BLOCK + 1):
+            i = min(k + t, L[2, l])
+            F[t*$W + l] = plan[L[1, l] + i] & (-1 if i < L[2, l] else -2)
+
+
+@njit(**LOOP)
+def fetch_readings(L, k, y, R):
+    """The readings of the next BLOCK slots of every lane, on the log scale where that is the signal's; NaN beyond a lane's last slot."""
+    for m in range($NY):
+        for l in range($W):
+            first = L[1, l] + k
+            count = min(max(L[2, l] - k, 0), BLOCK)
+            for t in range(count):
+                v = y[first + t, m]
+                if LOG[m] and v == v:
+                    v = math.log(v) if v > 0.0 else np.inf
+                R[(m*BLOCK + t)*$W + l] = v
+            for t in range(count, BLOCK):
+                R[(m*BLOCK + t)*$W + l] = np.nan
+
+
+@njit(**LOOP)
+def locate(L, moved, F, t):
+    """The steps of every lane's slot t of the block. Returns the largest number of steps, and how many lanes (listed in `moved`) have a step
+    that differs from the one before: the others keep what the step buffer holds."""
+    most = 0
+    for l in range($W):
+        begin = F[t*$W + l] >> 1
+        count = (F[(t + 1)*$W + l] >> 1) - begin
+        L[3, l] = begin
+        L[4, l] = count
+        most = max(most, count)
+    restless = 0
+    for l in range($W):
+        idle = 1 if L[4, l] < most else 0
+        L[3, l] = (L[3, l] << 1) | (idle | L[5, l] | (F[t*$W + l] & 1))
+        restless += L[3, l] & 1
+        L[5, l] = idle
+    m = 0
+    if restless > 0:
+        for l in range($W):
+            if L[3, l] & 1:
+                moved[m] = l
+                m += 1
+    for l in range($W):
+        L[3, l] >>= 1
+    return most, m
+
+
+@njit(**LOOP)
+def gather_step(B, L, moved, m, same, j, h, u, dose, share):
     """Step j of the slot: length, rates and doses; nothing for lanes that have fewer steps. True where there is a dose."""
     dosed = False
-    if same:
-        s = begin[0] + j
-        there = j < count[0]
+    if m == $W and same:
+        s = L[3, 0] + j
+        there = j < L[4, 0]
         for l in range($W):
             B[l] = share*h[s] if there else 0.0
         for i in range($NU):
@@ -85,9 +136,10 @@ def gather_step(B, begin, count, same, j, h, u, dose, share):
             for l in range($W):
                 B[(1 + $NU + i)*$W + l] = v
         return dosed
-    for l in range($W):
-        if j < count[l]:
-            s = begin[l] + j
+    for a in range(m):
+        l = moved[a]
+        if j < L[4, l]:
+            s = L[3, l] + j
             B[l] = share*h[s]
             for i in range($NU):
                 B[(1 + i)*$W + l] = u[s, i]
@@ -100,57 +152,41 @@ def gather_step(B, begin, count, same, j, h, u, dose, share):
     return dosed
 
 
-@njit(**LOOP)
-def gather_readings(Y, where, y):
-    """Per signal and lane: value, weight (0 = missing) and code (-1, 1 = censored at the lower, upper limit). Returns how many there
-    are, and whether any is censored."""
-    seen = 0
-    special = False
+@njit(**LANE)
+def classify(R, at, Y, m, low, high):
+    """Readings of signal m from row `at` on, taken apart: value, weight (0 = missing) and code (-1, 1 = censored at the lower, upper limit).
+    Returns how many there are, and how many are censored."""
+    seen = 0.0
+    special = 0.0
     for l in range($W):
-        i = where[l]
-        for m in range($NY):
-            v = y[i, m] if i >= 0 else np.nan
-            there = v == v
-            if there and not abs(v) < np.inf:
-                v = np.nan  # no reading, but no missing one either: the patient's likelihood is not finite
-            if there and LOG[m]:
-                v = math.log(v) if v > 0.0 else np.nan
-            code = 0.0
-            if v <= LIMITS[m][0]:
-                code = -1.0
-                v = LIMITS[m][0]
-            elif v >= LIMITS[m][1]:
-                code = 1.0
-                v = LIMITS[m][1]
-            Y[3*m*$W + l] = v if there else 0.0
-            Y[(3*m + 1)*$W + l] = 1.0 if there else 0.0
-            Y[(3*m + 2)*$W + l] = code if there else 0.0
-            seen += there
-            special = special or (there and code != 0.0)
+        v = R[at + l]
+        weight = 1.0 if v == v else 0.0
+        # no reading, but no missing one either: the patient's likelihood is not finite
+        v = v if abs(v) < np.inf else np.nan
+        code = -1.0 if v <= low else (1.0 if v >= high else 0.0)
+        v = low if v <= low else (high if v >= high else v)
+        Y[3*m*$W + l] = v if weight > 0.0 else 0.0
+        Y[(3*m + 1)*$W + l] = weight
+        Y[(3*m + 2)*$W + l] = code
+        seen += weight
+        special += abs(code)
     return seen, special
 
 
 @njit(**LOOP)
-def prepare(rows, who, first):
-    """Data rows of the lanes first.. (the last lane is repeated to fill up); True where all are the same."""
-    same = True
-    for l in range($W):
-        rows[l] = who[min(first + l, who.size - 1)]
-        same = same and rows[l] == rows[0]
-    return same
+def take_readings(R, t, Y):
+    """The readings of slot t of the block, all signals (see classify). Returns how many there are, and how many are censored."""
+    seen = 0.0
+    special = 0.0
+    for m in range($NY):
+        there, censored = classify(R, (m*BLOCK + t)*$W, Y, m, LIMITS[m][0], LIMITS[m][1])
+        seen += there
+        special += censored
+    return seen, special
 
 
 @njit(**LOOP)
-def longest(rows, slot_at):
-    """The largest number of slots of these rows."""
-    n = 0
-    for l in range($W):
-        n = max(n, slot_at[rows[l] + 1] - slot_at[rows[l]])
-    return n
-
-
-@njit(**LOOP)
-def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, full, to, E, V, nll):
+def likelihood_lanes(P, who, C, slot_at, plan, h, u, dose, y, full, to, E, V, nll):
     """P (lanes, $NP) natural parameters; who (lanes,) data row of each lane; the rest as in kernel.Data.
 
     nll (lanes,): minus log likelihood without the constant log(2 pi)/2 per reading; E, V (sum of the lanes' slots, $NY): innovation and
@@ -159,22 +195,27 @@ def likelihood_lanes(P, who, C, slot_at, step_at, h, u, dose, y, full, to, E, V,
     S = np.zeros($SIZE)
     B = np.zeros((1 + $NU + $ND)*$W)
     Y = np.zeros(3*$NY*$W)
-    rows = np.zeros($W, np.int64)
-    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    F, R = np.zeros((BLOCK + 1)*$W, np.int64), np.zeros($NY*BLOCK*$W)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
-        same = prepare(rows, who, first)
-        begin_lanes(S, P, C, rows, first)
-        for k in range(longest(rows, slot_at)):
-            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+        n, same = prepare(L, who, first, slot_at)
+        begin_lanes(S, P, C, L, first)
+        for k in range(n):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+                fetch_readings(L, k, y, R)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                if gather_step(B, L, moved, m, same, j, h, u, dose, 1.0):
                     jump(S, B)
                 advance(S, B)
-            seen, special = gather_readings(Y, where, y)
+            seen, special = take_readings(R, t, Y)
             if seen:
 $update_seen
             if full:
                 for l in range(min($W, who.size - first)):
-                    if where[l] >= 0:
+                    if k < L[2, l]:
                         for m in range($NY):
                             E[to[first + l] + k, m] = S[E_ROWS[m] + l] if seen else 0.0
                             V[to[first + l] + k, m] = S[V_ROWS[m] + l] if seen else 1.0
@@ -206,7 +247,7 @@ def normal_out(S, G, first, size, nll, g, H):
 
 
 @njit(**LOOP)
-def copies_lanes(P, who, C, slot_at, step_at, h, u, dose, y, step, nll, g, H):
+def copies_lanes(P, who, C, slot_at, plan, h, u, dose, y, step, nll, g, H):
     """Likelihood with derivatives by copies: P (rows, 1 + $NF, $NP), copy 0 is the base point, copy 1+j has parameter j moved by `step`.
 
     All copies of $W patients go through time together; memory does not grow with the number of slots.
@@ -217,117 +258,136 @@ def copies_lanes(P, who, C, slot_at, step_at, h, u, dose, y, step, nll, g, H):
     Y = np.zeros(3*$NY*$W)
     D = np.zeros(2*$NF*$W)
     G = np.zeros(($NF + $NF*($NF + 1)//2)*$W)
-    rows = np.zeros($W, np.int64)
-    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    F, R = np.zeros((BLOCK + 1)*$W, np.int64), np.zeros($NY*BLOCK*$W)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
-        same = prepare(rows, who, first)
+        n, same = prepare(L, who, first, slot_at)
         for a in range(copies):
-            begin_lanes(C_[a], P[:, a], C, rows, first)
+            begin_lanes(C_[a], P[:, a], C, L, first)
         G[:] = 0.0
-        for k in range(longest(rows, slot_at)):
-            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                dosed = gather_step(B, begin, count, same, j, h, u, dose, 1.0)
+        for k in range(n):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+                fetch_readings(L, k, y, R)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                dosed = gather_step(B, L, moved, m, same, j, h, u, dose, 1.0)
                 for a in range(copies):
                     if dosed:
                         jump(C_[a], B)
                     advance(C_[a], B)
-            seen, special = gather_readings(Y, where, y)
+            seen, special = take_readings(R, t, Y)
             if seen:
 $update_all
         normal_out(C_[0], G, first, who.size, nll, g, H)
 
 
 @njit(**LOOP)
-def sensitive_lanes(P, who, C, slot_at, step_at, h, u, dose, y, nll, g, H):
+def sensitive_lanes(P, who, C, slot_at, plan, h, u, dose, y, nll, g, H):
     """Likelihood with exact derivatives by the natural fitted parameters, from traced sensitivities. P (rows, $NP)."""
     S = np.zeros($SIZE)
     B = np.zeros((1 + $NU + $ND)*$W)
     Y = np.zeros(3*$NY*$W)
     D = np.zeros(2*$NF*$W)
     G = np.zeros(($NF + $NF*($NF + 1)//2)*$W)
-    rows = np.zeros($W, np.int64)
-    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    F, R = np.zeros((BLOCK + 1)*$W, np.int64), np.zeros($NY*BLOCK*$W)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
-        same = prepare(rows, who, first)
-        begin_lanes(S, P, C, rows, first)
+        n, same = prepare(L, who, first, slot_at)
+        begin_lanes(S, P, C, L, first)
         G[:] = 0.0
-        for k in range(longest(rows, slot_at)):
-            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+        for k in range(n):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+                fetch_readings(L, k, y, R)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                if gather_step(B, L, moved, m, same, j, h, u, dose, 1.0):
                     jump(S, B)
                 advance_sensitive(S, B)
-            seen, special = gather_readings(Y, where, y)
+            seen, special = take_readings(R, t, Y)
             if seen:
 $update_sensitive
         normal_out(S, G, first, who.size, nll, g, H)
 
 
 @njit(**LOOP)
-def smooth_lanes(P, who, C, slot_at, step_at, h, u, dose, y, to, noise, start):
+def smooth_lanes(P, who, C, slot_at, plan, h, u, dose, y, to, noise, start):
     """noise (sum of the lanes' slots, $NN): smoothed noise on the way to each slot; start (lanes, $NN): smoothed initial noisy states."""
     S = np.zeros($SIZE)
     B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
     Y = np.zeros(3*$NY*$W)
-    R = np.zeros($NN*$W)
-    rows = np.zeros($W, np.int64)
-    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    Z = np.zeros($NN*$W)
+    F, R = np.zeros((BLOCK + 1)*$W, np.int64), np.zeros($NY*BLOCK*$W)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
-        same = prepare(rows, who, first)
-        begin_lanes(S, P, C, rows, first)
-        n = longest(rows, slot_at)
+        n, same = prepare(L, who, first, slot_at)
+        begin_lanes(S, P, C, L, first)
         T = np.zeros(n*$NT*$W)
         for k in range(n):
             begin_slot(S)
-            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                if gather_step(B, begin, count, same, j, h, u, dose, 1.0):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+                fetch_readings(L, k, y, R)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                if gather_step(B, L, moved, m, same, j, h, u, dose, 1.0):
                     jump(S, B)
                 advance_map(S, B)
             carry(S)
-            special = gather_readings(Y, where, y)[1]
+            special = take_readings(R, t, Y)[1]
 $update
             keep(S, T, k*$NT*$W)
-        R[:] = 0.0
+        Z[:] = 0.0
         for k in range(n - 1, -1, -1):
 $back
-            disturb(T, k*$NT*$W, R, B)
+            disturb(T, k*$NT*$W, Z, B)
             for l in range(min($W, who.size - first)):
-                if k < slot_at[rows[l] + 1] - slot_at[rows[l]]:
+                if k < L[2, l]:
                     for a in range($NN):
                         noise[to[first + l] + k, a] = B[a*$W + l]
-        begin_lanes(S, P, C, rows, first)
-        start_out(S, R, B)
+        begin_lanes(S, P, C, L, first)
+        start_out(S, Z, B)
         for l in range(min($W, who.size - first)):
             for a in range($NN):
                 start[first + l, a] = B[a*$W + l]
 
 
 @njit(**LOOP)
-def simulate_lanes(P, who, C, slot_at, step_at, h, u, dose, nsub, to, noise, start, out):
+def simulate_lanes(P, who, C, slot_at, plan, h, u, dose, nsub, to, noise, start, out):
     """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals."""
     S = np.zeros($SIZE)
-    B = np.zeros(max(1 + $NU + $ND, $NN)*$W)
+    B = np.zeros((1 + $NU + $ND)*$W)
+    D = np.zeros(max($NN, 1)*$W)
     Z = np.zeros($NY*$W)
-    rows = np.zeros($W, np.int64)
-    where, begin, count = np.zeros($W, np.int64), np.zeros($W, np.int64), np.zeros($W, np.int64)
+    F = np.zeros((BLOCK + 1)*$W, np.int64)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
     for first in range(0, who.size, $W):
-        same = prepare(rows, who, first)
-        begin_lanes(S, P, C, rows, first)
+        n, same = prepare(L, who, first, slot_at)
+        begin_lanes(S, P, C, L, first)
         for l in range($W):
             for a in range($NN):
                 S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
-        for k in range(longest(rows, slot_at)):
-            for j in range(locate(where, begin, count, rows, k, slot_at, step_at)):
-                if gather_step(B, begin, count, same, j, h, u, dose, 1.0/nsub):
+        for k in range(n):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                if gather_step(B, L, moved, m, same, j, h, u, dose, 1.0/nsub):
                     jump(S, B)
                 for _ in range(nsub):
                     replay(S, B)
             for l in range($W):
                 for a in range($NN):
-                    B[a*$W + l] = noise[to[min(first + l, who.size - 1)] + k, a] if where[l] >= 0 else 0.0
-            noise_in(S, B)
+                    D[a*$W + l] = noise[to[min(first + l, who.size - 1)] + k, a] if k < L[2, l] else 0.0
+            noise_in(S, D)
             values(S, Z)
             for l in range(min($W, who.size - first)):
-                if where[l] >= 0:
+                if k < L[2, l]:
                     for m in range($NY):
                         out[to[first + l] + k, m] = Z[m*$W + l]
 ''')

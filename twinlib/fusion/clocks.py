@@ -16,6 +16,7 @@ from twinlib.sources.mapping import Clock
 _ZONE = r"\s?(Z|[+-]\d{2}:?\d{2})"
 _SECONDS = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d{{1,9}})?({_ZONE})?$"
 _MINUTES = rf"^(\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}})(?:{_ZONE})?$"
+_EPOCHS = {"epoch_s": 1e6, "epoch_ms": 1e3}  # microseconds
 _FOLDS = (30, 60, 120)  # minutes by which clocks are set back somewhere on earth
 AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
 
@@ -26,6 +27,9 @@ def parsed(text: Column, formats: Sequence[str]) -> Column:
 
 
 def _one(text: Column, pattern: str) -> Column:
+    if pattern in _EPOCHS:
+        number = F.when(text.rlike(r"^\d{1,14}(\.\d+)?$"), text.try_cast("double"))
+        return F.timestamp_micros(F.round(number * _EPOCHS[pattern]).cast("bigint"))
     if pattern == "iso":  # Spark's own reading takes a zone after seconds only, and dates without time, which are not meant
         with_seconds = F.regexp_replace(text, _MINUTES, "$1:00$2")
         return F.when(text.rlike(_SECONDS), F.try_to_timestamp(text)).when(text.rlike(_MINUTES), F.try_to_timestamp(with_seconds))
@@ -38,7 +42,14 @@ def swapped(formats: Sequence[str]) -> list[str]:
 
 
 def explicit(text: Column, clock: Clock) -> Column:
-    """Whether the text itself names its zone."""
+    """Whether the text itself names its zone, or is an instant."""
+    if all(f in _EPOCHS for f in clock.formats):
+        return text.isNotNull()
+    since_1970 = text.rlike(r"^\d{9,14}(\.\d+)?$") if any(f in _EPOCHS for f in clock.formats) else F.lit(False)
+    return since_1970 | _explicit(text, clock)
+
+
+def _explicit(text: Column, clock: Clock) -> Column:
     return text.rlike(rf":\d{{2}}(\.\d+)?{_ZONE}$") if any(f == "iso" or "X" in f for f in clock.formats) else F.lit(False)
 
 
@@ -81,10 +92,18 @@ def to_utc(wall: Column, named: Column, clock: Clock, offset: Column) -> Column:
     return F.when(named, wall).otherwise(F.to_utc_timestamp(wall, clock.zone))
 
 
-def local_offset(utc: Column, clock: Clock, offset: Column) -> Column:
-    """Local time minus UTC in minutes, null where the source does not tell."""
+def local_offset(text: Column, utc: Column, clock: Clock, offset: Column) -> Column:
+    """Local time minus UTC in minutes, null where the source does not tell. A text that ends in +01:00 tells; one in Z does not."""
     if clock.offset_column is not None:
         return offset
+    if any(f == "iso" or "X" in f for f in clock.formats):
+        sign, hours, minutes = (F.regexp_extract(text, r":\d{2}(?:\.\d+)?\s?([+-])(\d{2}):?(\d{2})$", k) for k in (1, 2, 3))
+        stated = F.when(sign != "", (hours.try_cast("int") * 60 + minutes.try_cast("int")) * F.when(sign == "-", -1).otherwise(1))
+        return F.coalesce(stated, _zone_offset(utc, clock))
+    return _zone_offset(utc, clock)
+
+
+def _zone_offset(utc: Column, clock: Clock) -> Column:
     zone = clock.local_zone or clock.zone
     if zone == "UTC":
         return F.lit(None).cast("int")

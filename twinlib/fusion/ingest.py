@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 
@@ -15,11 +15,13 @@ from pyspark.sql.types import StructType
 
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
+from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
 from twinlib.fusion.judge import judge
+from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
-from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.records import Part, Source
 from twinlib.tables.contracts import Table
@@ -136,22 +138,22 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
-    entries = interpret(sources, load_vocabulary(config.vocabulary))
-    return fuse(spark, sources, entries, key, config.storage.buckets)
+    vocabulary = load_vocabulary(config.vocabulary)
+    return fuse(spark, sources, interpret(sources, vocabulary), key, vocabulary.sensors, config.storage.buckets)
 
 
 def fuse(
-    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, buckets: int = 1,
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor], buckets: int = 1,
     stored: Callable[[Table], DataFrame] | None = None,
 ) -> Ingested:  # fmt: skip
-    """`ingest` for opened sources and their interpreted entries.
+    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report.
 
     stored: reads tables that hold earlier records; those of the patients concerned stand beside the new ones, as if they had come
     together, and a source may then have no records.
 
     What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
     """
-    parts, cached = _judged(spark, sources, entries, key)
+    parts, cached = _judged(spark, sources, entries, key, sensors)
     survey = _survey(spark, parts).persist()
     read = _read(survey, entries)
     if stored is None:
@@ -169,7 +171,7 @@ def fuse(
     counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
         patients=_patients(spark, survey, counted["patient"].frame.filter("kept"), entries),
-        observations=_observations(counted["observation"].frame.filter("kept")),
+        observations=_observations(counted["observation"].frame.filter("kept"), entries, sensors),
         exposures=_exposures(counted["exposure"].frame.filter("kept")),
         quarantine=_quarantine(spark, counted["quarantine"].frame, entries),
         counted=counted,
@@ -181,7 +183,10 @@ def fuse(
     )
 
 
-def _judged(spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes) -> tuple[list[Judged], list[DataFrame]]:
+def _judged(
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor]
+) -> tuple[list[Judged], list[DataFrame]]:
+    """Every part judged record by record, clocks that were set included; and what is kept of them."""
     parts, cached, first = [], [], 0
     for source in sources:
         records = source.records(spark, key, first)
@@ -190,7 +195,8 @@ def _judged(spark: SparkSession, sources: Sequence[Source], entries: Sequence[En
             frame = judge(spark, part.frame, some)
             if part.entry is None:
                 cached.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
-            parts.append(Judged(frame, some))
+            sensed = [e.number for e in some if e.meaning.target == "observation" and e.meaning.name in sensors]
+            parts.append(Judged(clock_jumps.applied(spark, frame, clock_jumps.find(frame, sensed)), some))
         first += len(source.meanings)
     return parts, cached
 
@@ -251,7 +257,7 @@ def _overruled(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> 
     found = F.broadcast(wrong_units.filter(F.col("entry").isin(own)))
     keys = [*(["entry"] if len(part.entries) > 1 else []), "patient_id", "file", "unit"]
     df = part.frame.join(found.select(*keys, "contradicted"), keys, "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)))).drop("contradicted")
+    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)), "unit_contradicts_values")).drop("contradicted")
 
 
 # what duplicates and results need of a sound record
@@ -259,6 +265,8 @@ _SOUND = (
     "entry",
     "file",
     "line",
+    "part",
+    "device",
     "patient_id",
     "utc",
     "end",
@@ -284,7 +292,8 @@ def _stored(spark: SparkSession, table: DataFrame, patients: DataFrame, entries:
     else:
         df = df.withColumnsRenamed({"agent": "name", "start": "utc", "amount": "value"})
         df = df.join(F.broadcast(own.dropDuplicates(["source", "name", "kind"])), ["source", "name", "kind"])
-    df = df.withColumns({"sex": F.lit(None).cast("string"), "birth_date": F.lit(None).cast("date")})
+        df = df.withColumn("device", F.lit(None).cast("string"))
+    df = df.withColumns({"part": F.lit(None).cast("int"), "sex": F.lit(None).cast("string"), "birth_date": F.lit(None).cast("date")})
     return df.select(*_SOUND, *_NAMES)
 
 
@@ -308,11 +317,13 @@ def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: i
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
 
 
-def _observations(kept: DataFrame) -> DataFrame:
+def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
     df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", *_PROVENANCE
+        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
     )
-    return OBSERVATIONS.conform(df)
+    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
+    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
+    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
@@ -359,7 +370,7 @@ def _quarantine(spark: SparkSession, refused: DataFrame, entries: Sequence[Entry
     names = F.broadcast(entry_frame(spark, entries).select("entry", "source"))
     refused = refused.join(names, "entry", "inner").join(details, ["entry", "reason"], "left")
     return QUARANTINE.conform(
-        refused.select("source", "file", "line", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+        refused.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
     )
 
 
@@ -368,7 +379,7 @@ def _refused(df: DataFrame) -> DataFrame:
     nested = isinstance(df.schema["record"].dataType, StructType)
     record = F.to_json("record", {"ignoreNullFields": "false"}) if nested else F.col("record")
     return df.filter(F.col("reason").isNotNull()).select(
-        "entry", "file", "line", "patient_id", "reason", "detail", record.alias("record")
+        "entry", "file", "line", "part", "patient_id", "reason", "detail", record.alias("record")
     )
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from twinlib.fusion import clocks
 from twinlib.fusion.entries import DESCRIBED, FIXED, Entry, converted, described
 from twinlib.fusion.rules import reason
-from twinlib.sources.mapping import Clock
+from twinlib.sources.mapping import SECONDS, Clock
 
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
 _SEXES = {
@@ -35,6 +35,7 @@ COLUMNS = (
     "unit",
     "file",
     "line",
+    "part",
     "patient_id",
     "ignored",
     "detail",
@@ -45,6 +46,7 @@ COLUMNS = (
     "value",
     "worded",
     "label",
+    "device",
     "utc_offset_minutes",
     "available_at",
     "quality",
@@ -158,7 +160,7 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
         .withColumns(
             {
                 "end_stated": F.col("end").isNotNull() | F.col("duration").isNotNull(),
-                "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("utc"), c, offset), "int"),
+                "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("time"), F.col("utc"), c, offset), "int"),
                 "nonexistent": holds(clocks.nonexistent),
                 "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
                 "quality": F.concat(_flag(holds(clocks.ambiguous), "ambiguous_local_time"), _flag(F.col("worded"), "saturated")),
@@ -184,6 +186,7 @@ def _with_numbers(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     text = F.col("value")
     digits = F.when(F.col("entry").isin(commas), F.replace(text, F.lit(","), F.lit("."))).otherwise(text) if commas else text
     nothing = F.lit(None)
+    per_minute = _by_clock(entries, lambda c: F.lit(SECONDS[c.offset_unit] / 60), "double")
     word = _choose(
         measured,
         lambda e: tuple(e.meaning.value.texts.items()) or None,
@@ -203,7 +206,7 @@ def _with_numbers(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
             "worded": word.isNotNull(),
             "number": F.coalesce("amount", word, _number(digits)),
             "seconds": _number(F.col("duration")) * F.col("duration_seconds"),
-            "offset_minutes": _number(F.col("offset")),
+            "offset_minutes": _number(F.col("offset")) * per_minute,
             "label": F.lower("label"),
             "sex_stated": F.col("sex").isNotNull(),
             "birth_stated": F.col("birth_date").isNotNull(),

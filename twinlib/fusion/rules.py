@@ -1,7 +1,7 @@
 """Quality rules: small functions that say of a record whether it must be refused. The first that holds is the reason.
 
 They read the columns that `twinlib.fusion.judge` prepares. Conditions never raise, and null counts as "does not hold".
-A rule whose condition is None is decided over all records of a patient (`contradicted`), not over one record.
+A rule whose condition is None is decided over many records (of a patient, or of a file), not over one.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def unparsable_time() -> Column:
     return F.col("wall").isNull()
 
 
-@rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: minutes of local time minus UTC, within 18 hours")
+@rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within 18 hours")
 def unparsable_offset() -> Column:
     faulty = F.col("offset_minutes").isNull() | (F.abs("offset_minutes") > 18 * 60)
     return F.when(F.col("needs_offset"), faulty).otherwise(F.col("offset").isNotNull() & faulty)
@@ -85,6 +85,16 @@ def nonexistent_local_time() -> Column:
 @rule(MEASURED, lambda e: f"column {_times(e)}: a time from {_EARLIEST} to {_LATEST}")
 def implausible_time() -> Column:
     return ~F.col("utc").between(F.lit(_EARLIEST).cast("timestamp"), F.lit(_LATEST).cast("timestamp"))
+
+
+RULES.append(
+    Rule(
+        "clock_jump",
+        ("observation",),
+        None,
+        lambda e: f"column {_times(e)}: a clock that runs on; in this part of the file it was set forward or back",
+    )
+)
 
 
 @rule(MEASURED, lambda e: f"column {_column(e)}: a value")
@@ -164,8 +174,8 @@ def reason() -> Column:
     return F.coalesce(F.col("fault"), *tests)
 
 
-def overruled(reason: Column, contradicted: Column) -> Column:
-    """`reason` after it is known that the patient's values contradict their unit; rules that come before it stand."""
+def overruled(reason: Column, condition: Column, code: str) -> Column:
+    """`reason` after it is known from other records that the rule `code` holds; rules that come before it stand."""
     codes = [r.code for r in RULES]
-    weaker = codes[codes.index("unit_contradicts_values") + 1 :]
-    return F.when(contradicted & (reason.isNull() | reason.isin(*weaker)), F.lit("unit_contradicts_values")).otherwise(reason)
+    weaker = codes[codes.index(code) + 1 :]
+    return F.when(condition & (reason.isNull() | reason.isin(*weaker)), F.lit(code)).otherwise(reason)

@@ -54,8 +54,44 @@ class Quantity(Strict):
     molar_mass: Annotated[float, Field(gt=0)] | None = None  # g/mol
 
 
+class Sensor(Strict):
+    """What the rules of `fusion/quality.py` need to know of a signal that a sensor reports; a rule without its settings does not apply.
+
+    lowest, highest: limits of what the sensor reports. gap_minutes: a longer pause is a gap. A session begins after a pause of
+    session_pause_minutes, and warm_up_minutes are its start. flat_minutes: how long a sensor may repeat one value. A reading is a jump
+    where it differs from both neighbours, on the same side, by more than jump_level + jump_per_minute * minutes between them. A
+    compression low is a dip of dip_depth or more from night_from to night_to (hours, local), at most dip_minutes long, whose edges are
+    steeper than edge_per_minute. overlap_minutes: devices whose readings are nearer than this report at the same time.
+    Levels are in the canonical unit.
+    """
+
+    lowest: float | None = None
+    highest: float | None = None
+    gap_minutes: Annotated[float, Field(gt=0)]
+    session_pause_minutes: Annotated[float, Field(gt=0)] | None = None
+    warm_up_minutes: Annotated[float, Field(gt=0)] | None = None
+    flat_minutes: Annotated[float, Field(gt=0)] | None = None
+    jump_level: Annotated[float, Field(ge=0)] | None = None
+    jump_per_minute: Annotated[float, Field(ge=0)] | None = None
+    edge_per_minute: Annotated[float, Field(gt=0)] | None = None
+    dip_depth: Annotated[float, Field(gt=0)] | None = None
+    dip_minutes: Annotated[float, Field(gt=0)] | None = None
+    night_from: Annotated[float, Field(ge=12, le=24)] = 22
+    night_to: Annotated[float, Field(ge=0, le=12)] = 8
+    overlap_minutes: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _whole_rules(self):
+        for names in (("lowest", "highest"), ("session_pause_minutes", "warm_up_minutes"), ("jump_level", "jump_per_minute"),
+                      ("edge_per_minute", "dip_depth", "dip_minutes")):
+            if len({getattr(self, n) is None for n in names}) > 1:
+                raise ValueError(f"give all or none of {', '.join(names)}")
+        return self
+
+
 class Signal(Quantity):
     plausible: Range
+    sensor: Sensor | None = None
 
 
 class Agent(Quantity):
@@ -73,6 +109,11 @@ class Vocabulary(Strict):
     signals: dict[str, Signal] = {}
     agents: dict[str, Agent] = {}
     unit_aliases: dict[str, str] = {}
+
+    @property
+    def sensors(self) -> dict[str, Sensor]:
+        """Settings of the signals that sensors report."""
+        return {name: s.sensor for name, s in self.signals.items() if s.sensor}
 
     @cached_property
     def names(self) -> str:

@@ -14,10 +14,11 @@ from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.errors import DataError
 from twinlib.sources import columnar
+from twinlib.sources.blocks import Block, Unreadable
 from twinlib.sources.files import File, filesystem, find, select
-from twinlib.sources.mapping import SECONDS, Entry, FileGroup, Mapping
+from twinlib.sources.mapping import SECONDS, SPARSE, Entry, FileGroup, Mapping
 from twinlib.sources.pseudonym import pseudonym, pseudonyms
-from twinlib.sources.readers import Block, Unreadable, header, read
+from twinlib.sources.readers import header, read
 from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning, Part
 from twinlib.sources.verbatim import masker, verbatim
 
@@ -47,6 +48,7 @@ def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning,
                     attributes=entry.patient,
                     has_end=entry.end is not None,
                     has_available=entry.available_at is not None,
+                    has_device=group.device is not None and entry.observation is not None,
                 ),
                 group,
                 entry,
@@ -111,8 +113,10 @@ class MappedSource:
         wanted: set[str] = set()
         for entry in group.entries:
             # a JSON record leaves out the keys it has no use for: only what every record needs can be checked
-            loose = group.format == "json" and (entry.when or entry.optional)
-            wanted |= group.columns(entry) - (entry.columns if loose else set())
+            loose = group.format in SPARSE and (entry.when or entry.optional)
+            wanted |= group.columns(entry) - (entry.columns if loose else set()) - set(entry.present)
+        if group.unpivot:
+            wanted -= {group.unpivot.name, group.unpivot.value}
         if group.format == "json":
             wanted = {c.split(".")[0].split("[")[0] for c in wanted}
         for column in sorted(wanted - names):
@@ -225,7 +229,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
                     chosen = _chosen(group, entry, block)
                     wanted |= chosen
                     if chosen.any():
-                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed)
+                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed, key, namespace)
                 ignored += int((~wanted).sum())
     except Unreadable as e:
         yield faults([(None, e.code, e.detail, "{}")])
@@ -268,6 +272,8 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
         for column, texts in conditions.items():
             hit = pc.is_in(pc.utf8_trim_whitespace(block.columns[column]), value_set=pa.array(texts, pa.string()))
             chosen &= hit.to_numpy(zero_copy_only=False) == wanted
+    for column in entry.present:
+        chosen &= _cell(group, block.columns[column]).is_valid().to_numpy(zero_copy_only=False)
     if entry.optional and entry.value and entry.value.column:
         chosen &= _cell(group, block.columns[entry.value.column]).is_valid().to_numpy(zero_copy_only=False)
     return chosen
@@ -284,6 +290,8 @@ def _select(
     raw_id: str | None,
     known: str | None,
     needed: set[str],
+    key: bytes,
+    namespace: str,
 ) -> pa.RecordBatch:
     keep, n = pa.array(chosen), int(chosen.sum())
     columns = {name: c.filter(keep) for name, c in block.columns.items()} if n < len(chosen) else block.columns
@@ -301,11 +309,16 @@ def _select(
         "duration": cell(entry.duration.column if entry.duration else None),
         "available": cell(entry.available_at),
         "label": cell(entry.label),
+        "device": cell(group.device if entry.observation else None),
         "unit": cell(value.unit_column if value else None),
         "value": pa.array([repr(value.constant)] * n, pa.string())
         if value and value.column is None
         else cell(value.column if value else None),
     }
+    if block.parts is not None:
+        fields["part"] = pa.array(block.parts[chosen])
+    if group.device:
+        fields["device"] = pc.utf8_slice_codeunits(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"]), 0, 12)
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
     return _batch(

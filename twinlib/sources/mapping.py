@@ -17,6 +17,7 @@ Scalar = Annotated[
 ]
 Texts = Annotated[tuple[Scalar, ...], BeforeValidator(lambda v: v if isinstance(v, list | tuple) else (v,))]
 Filter = dict[str, Texts]
+NAMED_FORMATS = ("iso", "epoch_s", "epoch_ms")
 SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -26,7 +27,7 @@ def _pattern(text: str) -> str:
     except re.error as e:
         raise ValueError(f"not a regular expression: {e}") from None
     if groups != 1:
-        raise ValueError("the pattern needs exactly one group, which captures the patient's id")
+        raise ValueError("the pattern needs exactly one group")
     return text
 
 
@@ -64,10 +65,11 @@ class Clock(Strict):
     """How a time stamp is read.
 
     column: one column, or several that are joined with a space (date and time).
-    formats: `iso`, or patterns of Java's DateTimeFormatter; the first that fits is taken.
+    formats: `iso`, `epoch_s` and `epoch_ms` (seconds and milliseconds since 1970, always UTC), or patterns of Java's DateTimeFormatter;
+        the first that fits is taken.
     order: `auto` = decide per file whether day and month are to be swapped in the formats.
-    zone: IANA name of the clock that wrote the texts; `offset` = local time, UTC is local minus `offset_column` (minutes).
-    offset_column: local time minus UTC in minutes. local_zone: where the patient lived, when the texts are UTC.
+    zone: IANA name of the clock that wrote the texts; `offset` = local time, UTC is local minus `offset_column`.
+    offset_column: local time minus UTC, in `offset_unit`. local_zone: where the patient lived, when the texts are UTC.
     """
 
     column: Texts
@@ -75,6 +77,7 @@ class Clock(Strict):
     order: Literal["fixed", "auto"] = "fixed"
     zone: Annotated[str, BeforeValidator(_zone)]
     offset_column: str | None = None
+    offset_unit: Literal[tuple(SECONDS)] = "min"
     local_zone: Annotated[str, BeforeValidator(_zone)] | None = None
 
     @field_validator("formats")
@@ -82,9 +85,9 @@ class Clock(Strict):
     def _known_letters(cls, formats):
         for text in formats:
             bare = re.sub(r"'[^']*'", "", text)
-            if text != "iso" and (not re.fullmatch(r"[yuMdHhmsSaX:/.,\- ]+", bare) or not re.search("[yu]", bare)):
+            if text not in NAMED_FORMATS and (not re.fullmatch(r"[yuMdHhmsSaX:/.,\- ]+", bare) or not re.search("[yu]", bare)):
                 raise ValueError(
-                    f"unknown time format {text!r}; expected iso, or a pattern such as d/M/yyyy H:mm "
+                    f"unknown time format {text!r}; expected {', '.join(NAMED_FORMATS)}, or a pattern such as d/M/yyyy H:mm "
                     "(letters y M d H h m s S a X, other text in single quotes)"
                 )
         return formats
@@ -95,7 +98,7 @@ class Clock(Strict):
             raise ValueError("zone offset needs `offset_column`")
         if self.local_zone is not None and self.zone != "UTC":
             raise ValueError("`local_zone` goes with zone UTC only")
-        if self.order == "auto" and any(f == "iso" or "MMM" in f or not ("d" in f and "M" in f) for f in self.formats):
+        if self.order == "auto" and any(f in NAMED_FORMATS or "MMM" in f or not ("d" in f and "M" in f) for f in self.formats):
             raise ValueError("order auto needs formats with day and month as numbers, such as d/M/yyyy")
         return self
 
@@ -147,6 +150,7 @@ class Entry(Strict):
     name: Name | None = None
     when: Filter = {}
     unless: Filter = {}
+    present: Texts = ()  # columns that must not be empty; a file may lack them, and so may all files
     optional: bool = False  # a row without a value is of no interest, instead of faulty
     observation: str | None = None
     exposure: str | None = None
@@ -180,15 +184,27 @@ class Entry(Strict):
         named = [self.end, self.duration and self.duration.column, self.available_at, self.label]
         named += [v.column, v.unit_column] if v else []
         named += [p.sex, p.birth_date, p.birth_year] if p else []
-        return {c for c in named if c} | set(self.when) | set(self.unless)
+        return {c for c in named if c} | set(self.when) | set(self.unless) | set(self.present)
+
+
+class Unpivot(Strict):
+    """Wide rows become long: the cells of every column that `columns` matches are records, with what the pattern's group captures in the
+    column `name` and the cell in the column `value`."""
+
+    columns: Annotated[str, BeforeValidator(_pattern)]
+    name: str
+    value: str
 
 
 class FileGroup(Strict):
-    """Files of one layout. `missing` are the texts of an empty cell; `hide` are columns that quarantine must not keep."""
+    """Files of one layout. `missing` are the texts of an empty cell; `hide` are columns that quarantine must not keep; `device` is the
+    column that names the device, which leaves the file under a pseudonym only."""
 
     name: Name
     glob: Texts
-    format: Literal["csv", "json", "parquet"]
+    format: Literal["csv", "json", "parquet", "xml", "fit"]
+    element: Texts = ()  # of XML: the elements that are records
+    unpivot: Unpivot | None = None
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
     quote: Annotated[str, Field(min_length=1, max_length=1)] | None = '"'
     quoted_newlines: bool = False
@@ -198,6 +214,7 @@ class FileGroup(Strict):
     missing: Texts = ("",)
     hide: Texts = ()
     patient: PatientId
+    device: str | None = None
     time: Clock | None = None
     entries: Annotated[tuple[Entry, ...], Field(min_length=1)]
 
@@ -212,6 +229,8 @@ class FileGroup(Strict):
 
     @model_validator(mode="after")
     def _complete(self):
+        if (self.format == "xml") != bool(self.element):
+            raise ValueError(f"files {self.name}: `element` goes with format xml, which needs it")
         names = [e.name for e in self.entries]
         if len(names) > 1 and (None in names or len(set(names)) < len(names)):
             raise ValueError(f"files {self.name}: several entries need different names")
@@ -223,22 +242,30 @@ class FileGroup(Strict):
     def clock(self, entry: Entry) -> Clock | None:
         return None if entry.patient else entry.time or self.time
 
+    @property
+    def hidden(self) -> set[str]:
+        """Columns whose texts must not be kept."""
+        return {*self.hide, *([self.device] if self.device else [])}
+
     def columns(self, entry: Entry) -> set[str]:
         """Every column that the entry reads."""
-        return entry.columns | self._shared(entry)
+        return entry.columns | self._shared(entry) | ({self.device} if self.device and entry.observation else set())
 
     def required(self, entry: Entry) -> set[str]:
         """Columns without which a file cannot be read for the entry. Others may lack where no row of a file needs them."""
-        if self.format == "json":
+        if self.format in SPARSE:
             return set()
-        if entry.optional:
-            return self._shared(entry)
-        return self._shared(entry) | (set(entry.when) or entry.columns)
+        made = {self.unpivot.name, self.unpivot.value} if self.unpivot else set()
+        own = set() if entry.optional else set(entry.when) or entry.columns
+        return (self._shared(entry) | own) - made - set(entry.present)
 
     def _shared(self, entry: Entry) -> set[str]:
         clock = self.clock(entry)
         times = {*clock.column, *([clock.offset_column] if clock.offset_column else [])} if clock else set()
         return times | ({self.patient.column} if self.patient.column else set())
+
+
+SPARSE = ("json", "xml", "fit")  # formats in which a record may lack any field
 
 
 class Mapping(Strict):

@@ -1,6 +1,6 @@
-"""CSV, JSON and Parquet files as blocks of text columns with exact line numbers. Faulty rows are returned, not raised.
+"""Files as blocks of text columns with exact line numbers. Faulty rows are returned, not raised.
 
-Parsing is done by Arrow (CSV, Parquet) and DuckDB (JSON), a block of rows at a time.
+Parsing is done by Arrow (CSV, Parquet), DuckDB (JSON), expat (XML) and fitdecode (FIT), a block of rows at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import islice
 from typing import BinaryIO
 
 import duckdb
@@ -20,47 +21,54 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from twinlib.sources.mapping import FileGroup
-
-BLOCK_BYTES = 16 << 20
-BLOCK_ROWS = 65_536
-
-
-class Unreadable(Exception):
-    """The rest of a file cannot be used. `code` is the reason; `detail` says what was expected."""
-
-    def __init__(self, code: str, detail: str):
-        super().__init__(detail)
-        self.code, self.detail = code, detail
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of one file: line (n,) from 1, columns of n texts (null = absent), and rows that could not be split in fields.
-
-    record: the rows as JSON text where the file holds JSON; otherwise it is made from `columns` when it is needed.
-    """
-
-    lines: np.ndarray
-    columns: dict[str, pa.Array]
-    record: pa.Array | None = None
-    faulty: list[tuple[int, str]] = field(default_factory=list)
+from twinlib.sources.blocks import BLOCK_BYTES, BLOCK_ROWS, Block, Unreadable
+from twinlib.sources.fit_messages import messages
+from twinlib.sources.mapping import FileGroup, Unpivot
+from twinlib.sources.xml_elements import elements
 
 
 def read(group: FileGroup, stream: BinaryIO, wanted: set[str], required: set[str]) -> Iterator[Block]:
-    """Blocks of a file. CSV and Parquet give all columns of the file, JSON the wanted ones; a wanted column that the file
+    """Blocks of a file. JSON gives the wanted columns, the other formats all of the file; a wanted column that the file
     lacks is null. Raises Unreadable where a required column lacks or the file is broken, also after some blocks.
     """
     try:
         if group.format == "json":
             yield from _json(group, stream, wanted)
             return
-        for block in (_csv if group.format == "csv" else _parquet)(group, stream, required):
+        for block in _blocks(group, stream, required):
+            if group.unpivot:
+                block = unpivot(group.unpivot, block)
             absent = wanted - set(block.columns)
             nulls = dict.fromkeys(absent, pa.nulls(len(block.lines), pa.string()))
             yield replace(block, columns={**block.columns, **nulls}) if absent else block
     except (pa.ArrowInvalid, OSError, EOFError) as e:
         raise Unreadable("unreadable_file", f"not a readable {group.format} file ({type(e).__name__})") from None
+
+
+def _blocks(group: FileGroup, stream: BinaryIO, required: set[str]) -> Iterator[Block]:
+    match group.format:
+        case "csv":
+            return _csv(group, stream, required)
+        case "parquet":
+            return _parquet(group, stream, required)
+        case "xml":
+            return elements(group.element, stream)
+        case "fit":
+            return messages(stream)
+
+
+def unpivot(how: Unpivot, block: Block) -> Block:
+    """One record per row and matching column, rows in order; `parts` numbers the records of a row."""
+    wide = [(name, found[1]) for name in block.columns if (found := re.fullmatch(how.columns, name))]
+    n, k = len(block.lines), len(wide)
+    if k == 0:
+        raise Unreadable("missing_column", f"no column matches {how.columns}")
+    row, part = np.divmod(np.arange(n * k), k)
+    take = pa.array(row)
+    columns = {name: c.take(take) for name, c in block.columns.items() if name not in dict(wide)}
+    cells = pa.concat_arrays([block.columns[name] for name, _ in wide]).take(pa.array(part * n + row))
+    names = pa.array([text for _, text in wide], pa.string()).take(pa.array(part))
+    return Block(block.lines[row], columns | {how.name: names, how.value: cells}, None, block.faulty, (part + 1).astype(np.int32))
 
 
 def header(group: FileGroup, stream: BinaryIO) -> list[str]:
@@ -70,6 +78,8 @@ def header(group: FileGroup, stream: BinaryIO) -> list[str]:
     try:
         if group.format == "parquet":
             return pq.ParquetFile(stream).schema_arrow.names
+        if group.format in ("xml", "fit"):
+            return sorted({name for block in islice(_blocks(group, stream, set()), 1) for name in block.columns})
         first = next(_json(group, stream, set()), None)
         return _json_keys(first.record) if first else []
     except (pa.ArrowInvalid, OSError) as e:

@@ -15,10 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from twinlib.sources.mapping import Attributes, Clock, Value
 
 # One row per record that an entry selects; besides, one row per file with `ignored` set and nothing else (the tally).
-# Texts are trimmed, null where empty. `fault` is a reason code found while reading, `detail` its expectation.
+# Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a reason code found while reading, `detail` its expectation.
 RECORDS = (
-    "entry int, file string, line bigint, patient_id string, time string, end string, available string, offset string, "
-    "value string, unit string, duration string, label string, sex string, birth_date string, "
+    "entry int, file string, line bigint, part int, patient_id string, time string, end string, available string, offset string, "
+    "value string, unit string, duration string, label string, device string, sex string, birth_date string, "
     "fault string, detail string, record string, ignored bigint"
 )
 _ARROW = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string()}
@@ -44,6 +44,7 @@ class Meaning:
     attributes: Attributes | None = None
     has_end: bool = False
     has_available: bool = False
+    has_device: bool = False
 
 
 @dataclass(frozen=True)

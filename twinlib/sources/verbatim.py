@@ -25,7 +25,7 @@ def verbatim(
     """The rows as JSON text; the patient's id, wherever it fills a whole field that is not itself data, is the pseudonym."""
     column = group.patient.column
     if record is not None:
-        patches = {h: pa.array(["(hidden)"] * len(ids), pa.string()) for h in group.hide}
+        patches = {h: pa.array(["(hidden)"] * len(ids), pa.string()) for h in group.hidden}
         if column:
             patches[column] = pc.fill_null(ids, "")
         if raw_id:
@@ -34,7 +34,7 @@ def verbatim(
     masked = dict(columns)
     raw = columns[column] if column else pa.scalar(raw_id, pa.string())
     for name, texts in columns.items():
-        if name in group.hide:
+        if name in group.hidden:
             masked[name] = pc.if_else(pc.equal(texts, ""), texts, "(hidden)")
         elif name == column:
             masked[name] = ids
@@ -76,7 +76,7 @@ def masker(group: FileGroup, names: list[str], raw_id: str | None, known: str | 
             if group.quote is None
             else next(csv.reader([text], delimiter=group.delimiter, quotechar=group.quote), [])
         )
-        hidden = {k for k, name in enumerate(names) if name in group.hide}
+        hidden = {k for k, name in enumerate(names) if name in group.hidden}
         place = names.index(column) if column else len(fields)
         own = fields[place].strip() if place < len(fields) else raw_id or ""
         own_known = known or pseudonym(key, namespace, own)

@@ -73,6 +73,7 @@ OBSERVATIONS = Table(
         Column("time", _time, "instant of the measurement (UTC)", nullable=False),
         Column("value", _real, "value in the signal's canonical unit (glucose mg/dL, body_weight kg, …)", "by signal", nullable=False),
         Column("utc_offset_minutes", _int, "local time minus UTC at the measurement, where known", "min"),
+        Column("device", _text, "keyed pseudonym of the device that measured (12 hexadecimal digits), where the source names it"),
         *_provenance(),
     ),
 )
@@ -97,11 +98,12 @@ EXPOSURES = Table(
 QUARANTINE = Table(
     "quarantine",
     "One row per refused record, verbatim, with the reason.",
-    ("source", "file", "line"),
+    ("source", "file", "line", "part"),
     (
         Column("source", _text, "name of the mapping that read the record", nullable=False),
         Column("file", _text, "source file, patient identifiers replaced by the pseudonym"),
         Column("line", _long, "line or record number in the file, from 1"),
+        Column("part", _int, "number of the record within its line, from 1, where a line holds several (wide files)"),
         Column("patient_id", _text, "keyed pseudonym where the patient is known"),
         Column("reason", _text, "reason code: unparsable_time, unknown_unit, out_of_range, negative_amount, …", nullable=False),
         Column("detail", _text, "column and expectation that the record failed", nullable=False),
@@ -137,6 +139,24 @@ LANDINGS = Table(
         Column("rows_ignored", _long, "rows that the mapping declares to be of no interest", nullable=False),
         Column("rows_read", _long, "records that the mapping selects", nullable=False),
         Column("quarantined", _long, "records that stand in quarantine", nullable=False),
+    ),
+)
+
+SENSOR_QUALITY = Table(
+    "sensor_quality",
+    "One row per run of ingest, source and signal: how good the accepted readings are.",
+    ("run_id", "source", "signal"),
+    (
+        Column("run_id", _text, "the run (table runs)", nullable=False),
+        Column("source", _text, "name of the mapping that read the records", nullable=False),
+        Column("signal", _text, "what was measured", nullable=False),
+        Column("patients", _long, "patients with a reading", nullable=False),
+        Column("readings", _long, "accepted readings", nullable=False),
+        Column("flagged", _long, "readings with any quality flag", nullable=False),
+        Column("left_out", _long, "readings with a flag that keeps them out of fits (episodes.leave_out)", nullable=False),
+        Column("flags", MapType(_text, _long), "readings by quality flag", nullable=False),
+        Column("spacing_minutes", _real, "usual time between readings: median over patients; null where the signal is no sensor's", "min"),
+        Column("wear_fraction", _real, "share of the hours from each patient's first reading to the last that hold one", "1"),
     ),
 )
 
@@ -298,7 +318,7 @@ RUNS = Table(
 TABLES = {
     t.name: t
     for t in (
-        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, LANDINGS, TIMELINES, POPULATIONS,
+        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES, POPULATIONS,
         TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
     )
 }
