@@ -55,6 +55,7 @@ class GenerateConfig(Strict):
     days: Annotated[int, Field(ge=1, le=366)] = 14
     start: str = "2026-01-05"
     dirty: bool = True
+    faults: bool = False  # also whole-file and stretch faults, one kind per person (twinlib/synthetic/faults.py); JSON uploads as lines
 
 
 class SourceConfig(Strict):

@@ -7,6 +7,7 @@ from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from twinlib.fusion import clocks
 from twinlib.fusion.entries import DESCRIBED, FIXED, Entry, converted, described
@@ -163,13 +164,23 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
                 "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("time"), F.col("utc"), c, offset), "int"),
                 "nonexistent": holds(clocks.nonexistent),
                 "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
-                "quality": F.concat(_flag(holds(clocks.ambiguous), "ambiguous_local_time"), _flag(F.col("worded"), "saturated")),
+                "quality": F.concat(
+                    _flag(holds(clocks.ambiguous), "ambiguous_local_time"),
+                    _flag(F.col("worded"), "saturated"),
+                    _flag(_undecodable(df), "undecodable_text"),
+                ),
                 # nothing is known before it has happened
                 "available_at": F.coalesce(F.greatest("stated_available", "utc"), "utc"),
             }
         )
         .withColumn("end", F.coalesce("stated_end", lasting))
     )
+
+
+def _undecodable(df: DataFrame) -> Column:
+    """The line held bytes that are no text in the file's encoding (the reader leaves U+FFFD in their place)."""
+    text = isinstance(df.schema["record"].dataType, StringType)  # else typed columns, which were checked when they were written
+    return F.coalesce(F.col("record").contains("\ufffd"), F.lit(False)) if text else F.lit(False)
 
 
 # --- numbers and attributes -----------------------------------------------------------------------------------------------
