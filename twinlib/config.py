@@ -67,13 +67,15 @@ class SourceConfig(Strict):
 
 
 class EpisodeConfig(Strict):
-    """How a patient's record is cut into episodes, and which of them may be fitted."""
+    """How a patient's record is cut into episodes, and which of them may be fitted. What is left open follows from the model: a sensor's
+    signal needs 144 readings and 24 hours of wear, and a bolus and a meal where they are inputs; sparse readings need to be one."""
 
-    days: Annotated[int, Field(ge=1, le=90)] = 14
-    minimum_readings: Annotated[int, Field(ge=1)] = 144
-    minimum_wear_hours: Annotated[float, Field(ge=0)] = 24.0
-    require: tuple[str, ...] = ("insulin_bolus", "carbohydrate")
+    days: Annotated[int, Field(ge=1, le=90)] | Literal["all"] = 14
+    minimum_readings: Annotated[int, Field(ge=1)] | None = None
+    minimum_wear_hours: Annotated[float, Field(ge=0)] | None = None
+    require: tuple[str, ...] | None = None
     body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
+    stand_ins: dict[str, float] = {}  # the same for other covariates of the model
     leave_out: tuple[str, ...] = ("flat_line", "jump", "compression_low", "overlap")  # flags of readings that a fit must not see
 
 
@@ -84,7 +86,41 @@ class FitConfig(Strict):
     starts: Annotated[int, Field(ge=1, le=64)] = 1  # of every fit, for models with several modes; those that fail get more anyway
     importance_draws: Annotated[int, Field(ge=40, le=65536)] = 512  # in four equal stages
     draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
+    moves: Annotated[int, Field(ge=0, le=10000)] = 0  # Metropolis steps that set the kept draws apart, for models with many parameters
     batch_rows: Annotated[int, Field(ge=1)] = 64
+
+
+class EffectConfig(Strict):
+    """A covariate's effect on a parameter, on the parameter's transformed scale."""
+
+    parameter: str
+    covariate: str  # a signal as it was known at the episode's start, or age_years or female
+    kind: Literal["linear", "log", "below", "category"] = "linear"
+    reference: float | None = None  # where the effect is nothing (linear, log: the median unless given; category: the most frequent level), or the bound (below)
+    fixed: float | None = None  # the coefficient, where it is not to be estimated (0.75: allometric clearance)
+
+    @model_validator(mode="after")
+    def _bound(self):
+        if self.kind == "below" and self.reference is None:
+            raise ValueError("kind `below` needs `reference`")
+        if self.kind == "category" and self.fixed is not None:
+            raise ValueError("a category has one coefficient per level: none can be fixed")
+        return self
+
+
+class LearnConfig(Strict):
+    """How the population is estimated (docs/population.md)."""
+
+    omega: Literal["full", "diagonal"] | tuple[tuple[str, ...], ...] = "diagonal"  # or blocks of parameters that vary together
+    effects: tuple[EffectConfig, ...] = ()
+    fixed: tuple[str, ...] = ()  # parameters that keep the model's prior (or `start`)
+    start: dict[str, float] = {}  # first guesses, on the natural scale
+    sample: Annotated[int, Field(ge=2)] = 10_000  # patients; beyond it a stratified sample is learnt from
+    phenotypes: Annotated[int, Field(ge=1, le=9)] = 1  # most components of the mixture; BIC chooses
+    draws: Annotated[int, Field(ge=40, le=65536)] = 256
+    iterations: Annotated[int, Field(ge=1, le=10_000)] = 200
+    tolerance: Annotated[float, Field(gt=0)] = 1e-3  # of every free parameter, on the transformed scale
+    rivals: tuple[str, ...] = ()  # other models of the same records, compared patient by patient
 
 
 class SimulateConfig(Strict):
@@ -110,6 +146,7 @@ class RunConfig(Strict):
     vocabulary: str | None = None  # YAML file with more signals, agents and units (see docs/sources.md)
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()
+    learn: LearnConfig = LearnConfig()
     simulate: SimulateConfig | None = None
     cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
 

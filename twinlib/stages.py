@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from pyspark.sql import functions as F
 from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError
 from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
+from twinlib.fusion.layout import Layout, layout
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.population import fit as fitting
-from twinlib.population import priors
+from twinlib.population import learning, priors, results, settings
+from twinlib.population.patients import with_values
 from twinlib.progress import progress
 from twinlib.session import session
 from twinlib.tables import open_storage, schemas
@@ -38,9 +40,7 @@ from twinlib.whatif import simulate as simulation
 from twinlib.whatif.scenarios import load_scenarios
 
 log = logging.getLogger("twinlib")
-STEP = 5  # minutes, grid of CGM timelines
 EPISODE = ["patient_id", "model", "episode"]
-STAND_INS = {"body_weight": "body_weight_kg"}  # covariate -> setting of `episodes` that stands in where no value is known
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Plan:
     """A checked configuration: everything that can be known to be wrong before Spark starts has been looked at."""
 
     config: RunConfig
+    layout: Layout
     fitter: fitting.Fitter
     simulator: simulation.Simulator | None
     attributes: cohorts.Attributes
@@ -60,12 +61,11 @@ class Plan:
         """
         config = load(path)
         model = models.find(config.fit.model)
-        packing.check(config.episodes, model.name, model.agents, STEP)
+        packed = layout(model, load_vocabulary(config.vocabulary), config.episodes, settings.covariates(config.learn))
         quality.check(config.episodes.leave_out)
-        lacking = set(model.covariates) - set(STAND_INS)
-        if lacking:
-            raise ConfigError(f"model {model.name}: no stand-in for covariates {', '.join(sorted(lacking))}; known: {', '.join(STAND_INS)}")
-        fitter = fitting.Fitter(Kernel(model), priors.find(model, config.fit.prior_version), config.fit, config.seed)
+        settings.check(config.learn, model)
+        priors.check_version(config.fit.prior_version)
+        fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
         simulator = None
         if config.simulate:
             scenarios = load_scenarios(config.simulate.scenarios, model.agents)
@@ -73,10 +73,15 @@ class Plan:
         known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates)
         cohorts.check_all(config.cohorts, known)
         sources.load_key(config.pseudonym_key)
-        plan = cls(config, fitter, simulator, known)
+        plan = cls(config, packed, fitter, simulator, known)
         if config.generate is None and not landing:
             plan.check_sources()
         return plan
+
+    def under(self, prior: priors.Prior) -> Plan:
+        """The plan with fits and what-ifs under this prior and its values of what all patients share."""
+        fitter = replace(self.fitter, kernel=with_values(self.fitter.kernel, prior.values), prior=prior)
+        return replace(self, fitter=fitter, simulator=self.simulator and replace(self.simulator, kernel=fitter.kernel))
 
     def check_sources(self) -> None:
         """Check the raw files against their mappings. Raises ConfigError or DataError."""
@@ -171,28 +176,68 @@ class Night:
 
     def fuse(self) -> None:
         """Observations and exposures to packed timelines."""
-        s, model = self.storage, self.plan.fitter.model
+        s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
         versions = [s.version(t) for t in tables]
-        with self._stage("fuse", ("episodes",), model.name, *versions, writes=(schemas.TIMELINES,)) as stage:
+        with self._stage("fuse", ("episodes",), repr(self.plan.layout), *versions, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
-            s.replace(schemas.TIMELINES, packing.pack(
-                quality.usable(observations, self.config.episodes.leave_out), exposures, patients, self.config.episodes, model.name, model.signals[0].name, model.agents,
-                {c: getattr(self.config.episodes, STAND_INS[c]) for c in model.covariates}, STEP,
-            ))
+            usable = quality.usable(observations, self.config.episodes.leave_out)
+            s.replace(schemas.TIMELINES, packing.pack(usable, exposures, patients, self.plan.layout))
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
+
+    def learn(self) -> None:
+        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it."""
+        s, plan = self.storage, self.plan
+        tables = (schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS, schemas.POPULATION_FITS)
+        kernel = plan.fitter.kernel
+        with self._stage("learn", ("learn", "seed"), s.version(schemas.TIMELINES), kernel.hash, writes=tables) as stage:
+            if stage.same:
+                return stage.unchanged()
+            timelines = s.read(schemas.TIMELINES)
+            learnt = learning.learn_population(self.spark, timelines, kernel, self.config.learn, self.config.seed, self.partitions)
+            prior = results.prior(learnt)
+            version, fit = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC))
+            if fit["status"] != "diverged":
+                self._versions(schemas.POPULATIONS, results.parameter_rows(learnt, prior), version)
+                self._versions(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), version)
+                self._versions(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), version)
+                found = learning.members(timelines, learnt, version, self.partitions).persist()
+                kept = s.read(schemas.POPULATION_MEMBERS).where(F.col("prior_version") != version)
+                s.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
+                found.unpersist()
+            self._versions(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), version)
+            self._versions(schemas.POPULATION_FITS, [fit], version)
+            stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
+            log.info("prior_version=%s status=%s %s", version, fit["status"], fit["reason"] or "")
+
+    def _versions(self, table: Table, rows: list[dict], version: str) -> None:
+        """Make `rows` those of this prior version; other versions stay."""
+        names = table.schema.fieldNames()
+        fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
+        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != self.plan.fitter.model.name))
+        self.storage.replace(table, kept.unionByName(fresh))
+
+    @cached_property
+    def prior(self) -> priors.Prior:
+        """The prior that the configuration names. Raises ConfigError where it has not been learnt."""
+        model, version = self.plan.fitter.model, self.config.fit.prior_version
+        if version == priors.PUBLISHED:
+            return priors.published(model)
+        read = lambda t: [r.asDict() for r in self.storage.read(t).where(F.col("model") == model.name).collect()]  # noqa: E731
+        return priors.find(model, version, read(schemas.POPULATION_FITS), read(schemas.POPULATIONS), read(schemas.POPULATION_EFFECTS))
 
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
-        s, fitter = self.storage, self.plan.fitter
+        s, fitter = self.storage, self.plan.under(self.prior).fitter
         tables = (schemas.POPULATIONS, schemas.TWIN_PARAMETERS, schemas.TWINS)
         versions = (s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)
         with self._stage("fit", ("fit", "seed"), *versions, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            s.replace(schemas.POPULATIONS, self.spark.createDataFrame(priors.rows(fitter.model, fitter.prior), schemas.POPULATIONS.schema))
+            if fitter.prior.version == priors.PUBLISHED:
+                self._versions(schemas.POPULATIONS, priors.rows(fitter.model, fitter.prior), priors.PUBLISHED)
             timelines, twins, parameters = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.TWIN_PARAMETERS))
             identity = [*EPISODE, "timeline_hash", "model_version", "prior_version"]
             wanted = timelines.withColumns({
@@ -218,7 +263,7 @@ class Night:
 
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""
-        s, simulator = self.storage, self.plan.simulator
+        s, simulator = self.storage, self.plan.under(self.prior).simulator
         if simulator is None:
             return
         versions = (s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)

@@ -5,9 +5,14 @@ from datetime import datetime, timedelta, timezone
 import numpy as np
 import pytest
 
+from tests.engine.drug import Drug
 from twinlib.config import EpisodeConfig
+from twinlib.engine.contract import Input, Signal
 from twinlib.errors import ConfigError
+from twinlib.fusion.layout import layout
 from twinlib.fusion.packing import pack
+from twinlib.fusion.vocabulary import Vocabulary, load_vocabulary
+from twinlib.models.glucose_insulin import MODEL
 from twinlib.tables.schemas import TIMELINES
 
 UTC = timezone.utc
@@ -15,6 +20,7 @@ MONDAY = datetime(2026, 1, 5, tzinfo=UTC)  # 20458 days after 1970-01-05 - 4: a 
 EPISODES = EpisodeConfig(
     days=7, minimum_readings=3, minimum_wear_hours=0.5, require=("insulin_bolus", "carbohydrate"), body_weight_kg=70
 )
+LAYOUT = layout(MODEL, load_vocabulary(), EPISODES)
 INPUTS = ("insulin_bolus", "insulin_basal", "insulin_long_acting", "carbohydrate")
 OBSERVATION = "patient_id string, signal string, time timestamp, value double, utc_offset_minutes int, available_at timestamp"
 EXPOSURE = (
@@ -94,13 +100,13 @@ def cases() -> tuple[list, list, list]:
     return observations, exposures, [p for p in patients if p != "stranger"]
 
 
-def packed(spark, observations, exposures, patients, partitions=2):
+def packed(spark, observations, exposures, patients, partitions=2, layout=LAYOUT, patient="patient_id string"):
     frames = (
         spark.createDataFrame(observations, OBSERVATION).repartition(partitions),
         spark.createDataFrame(exposures, EXPOSURE).repartition(partitions),
-        spark.createDataFrame([(p,) for p in patients], "patient_id string"),
+        spark.createDataFrame([p if isinstance(p, tuple) else (p,) for p in patients], patient),
     )
-    df = pack(*frames, episodes=EPISODES, model="glucose_insulin", signal="glucose", inputs=INPUTS, covariates={"body_weight": 70})
+    df = pack(*frames, layout)
     assert df.schema.simpleString() == TIMELINES.schema.simpleString()
     return {(r.patient_id, r.episode): r.asDict(recursive=True) for r in df.collect()}
 
@@ -244,12 +250,78 @@ def test_a_clock_change_within_the_episode(spark):
     assert inputs(first, "insulin_basal") == [(9960, 2.0, 120, "")] and inputs(second, "insulin_basal") == [(0, 2.0, 120, "")]
 
 
-def test_bad_settings_are_refused(spark):
-    frames = [spark.createDataFrame([], schema) for schema in (OBSERVATION, EXPOSURE, "patient_id string")]
-    good = dict(episodes=EPISODES, model="m", signal="glucose", inputs=INPUTS, covariates={"body_weight": 70})
-    for change, message in (
-        ({"inputs": ("carbohydrate",)}, "episodes.require: insulin_bolus: no input of model m, expected some of carbohydrate"),
-        ({"step_minutes": 7}, "7 does not divide a quarter of an hour"),
+class Levels(Drug):
+    """Two signals of which one is a sensor's, in other units than the vocabulary's."""
+
+    inputs = (Input("oral", "mg/h", ("drug_oral",), "mg"),)
+    signals = (Signal("level", "mg/L"), Signal("heart_rate", "1/min"))
+    covariates = ("body_weight",)
+
+
+VOCABULARY = load_vocabulary().model_copy(update={
+    "signals": load_vocabulary().signals | Vocabulary(signals={"level": {"unit": "ug/L", "plausible": {"from": 0, "to": 1e6}}}).signals,
+    "agents": Vocabulary(agents={"drug_oral": {"unit": "g", "dose": {"above": 0, "to": 10}}}).agents,
+})
+
+
+def test_sparse_signals_keep_their_instants_and_the_whole_record_is_one_episode(spark):
+    wanted = layout(Levels(), VOCABULARY, EpisodeConfig(days="all", minimum_readings=1, minimum_wear_hours=0), ("age_years", "female", "hba1c"))
+    late = 100 * 1440
+    observations = [
+        reading("a", 61.5, 2000, signal="level"), reading("a", 61.5, 4000, signal="level"), reading("a", late + 0.5, 500, signal="level"),
+        reading("a", 70, 80, signal="heart_rate"), reading("a", 50, 81, signal="body_weight"), reading("a", 63, 9, signal="hba1c"),
+        reading("b", 5, 7000, signal="level"),
+    ]
+    exposures = [event("a", "drug_oral", 60.5, 0.25)]
+    people = [("a", "female", MONDAY.date().replace(year=1986)), ("b", "unknown", None)]
+    a, b = (packed(spark, observations, exposures, people, layout=wanted, patient="patient_id string, sex string, birth_date date")[p, "all"] for p in "ab")
+    assert a["start"].replace(tzinfo=UTC) == at(60) and a["minutes"] == late - 60 + 1 and a["step_minutes"] == 1
+    level, rate = a["signals"]
+    assert (level["signal"], level["minutes"], level["values"]) == ("level", [1.5, late - 59.5], [3.0, 0.5])
+    assert rate["minutes"] is None and {k: v for k, v in enumerate(rate["values"]) if v == v} == {10: 80.0}
+    assert inputs(a, "drug_oral") == [(0.5, 250.0, 0, "")]
+    found = {c["name"]: (c["value"], c["assumed"]) for c in a["covariates"]}
+    assert found["body_weight"] == (81.0, False) and found["female"] == (1.0, False) and found["age_years"] == (40.0, False)
+    assert np.isnan(found["hba1c"][0]) and found["hba1c"][1]  # known two minutes too late, and without a stand-in
+    assert (a["status"], b["status"], b["signals"][0]["values"]) == ("ready", "ready", [7.0])
+
+
+def test_sparse_signals_in_blocks_of_days(spark):
+    class Sparse(Levels):
+        signals = (Signal("level", "ug/L"),)
+        inputs = ()
+
+    wanted = layout(Sparse(), VOCABULARY, EpisodeConfig(days=7))
+    rows = packed(spark, [reading("a", 30, 5, signal="level"), reading("a", 8 * 1440, 6, signal="level")], [], ["a", "c"], layout=wanted)
+    first, second = rows["a", "2026-01-05"], rows["a", "2026-01-12"]
+    assert (first["signals"][0]["minutes"], second["signals"][0]["minutes"]) == ([30.0], [1440.0])
+    assert first["status"] == "ready" and first["wear_fraction"] is None and first["inputs"] == []
+    assert (rows["c", "1970-01-05"]["status"], rows["c", "1970-01-05"]["reason"]) == ("insufficient_data", "no_records")
+
+
+def test_bad_settings_are_refused():
+    class Unknown(Levels):
+        covariates = ("hba1c",)
+
+    class Wrong(Levels):
+        signals = (Signal("level", "1/min"),)
+
+    class Other(Levels):
+        inputs = (Input("oral", "U/h", ("drug_oral",), "U"),)
+
+    class Nowhere(Levels):
+        inputs = (Input("oral", "mg/h", ("drug_vein",), "mg"),)
+
+    class Grids(Levels):
+        signals = (Signal("glucose", "mg/dL"), Signal("heart_rate", "1/min"))
+
+    for model, episodes, message in (
+        (Levels(), EPISODES, "episodes.require: carbohydrate, insulin_bolus: no input of model drug, expected some of drug_oral"),
+        (Unknown(), EpisodeConfig(), "episodes.stand_ins: no value for hba1c"),
+        (Wrong(), EpisodeConfig(), "model drug: signal level: unknown unit '1/min'"),
+        (Other(), EpisodeConfig(), "model drug: input oral: agent drug_oral: unknown unit 'U'"),
+        (Nowhere(), EpisodeConfig(), "model drug: input oral: unknown agent 'drug_vein'; known: drug_oral"),
+        (Grids(), EpisodeConfig(), "signals glucose, heart_rate have grids of 1, 5 minutes"),
     ):
         with pytest.raises(ConfigError, match=message):
-            pack(*frames, **(good | change))
+            layout(model, VOCABULARY, episodes)

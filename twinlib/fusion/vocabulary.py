@@ -90,8 +90,11 @@ class Sensor(Strict):
 
 
 class Signal(Quantity):
+    """`grid_minutes`: a sensor's signal, whose readings stand on a grid of that many minutes; without, each keeps its own instant."""
+
     plausible: Range
     sensor: Sensor | None = None
+    grid_minutes: Literal[1, 3, 5, 15] | None = None
 
 
 class Agent(Quantity):

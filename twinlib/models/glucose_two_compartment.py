@@ -3,8 +3,9 @@ and a sensor error with memory.
 
 Structure after Dalla Man 2007 and 2014 (UVA/Padova): plasma and tissue glucose with saturable uptake; insulin acts on uptake through a remote
 compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Two
-random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. Held
-apart like this, the flux does not take over what insulin and meals do (docs/architecture.md).
+random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. The
+flux's size is the patient's own, from a prior near nothing: where it need not be, it does not take over what insulin and meals do, and where life
+has much of it the readings say so (docs/accuracy.md).
 """
 
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
@@ -12,58 +13,61 @@ from twinlib.engine.expressions import positive, tanh
 from twinlib.models.glucose_insulin import basal_and_first
 
 VI = quantity(0.126, "L/kg")  # insulin distribution volume
-UPTAKE = quantity(0.75, "mg/dL/min")  # insulin-dependent uptake at basal glucose and insulin
-BRAIN = quantity(0.55, "mg/dL/min")  # uptake by the brain, constant
-MICHAELIS = quantity(130.0, "mg/dL")  # tissue glucose at half of the largest uptake
+CLEARANCE = quantity(0.24, "1/min")  # of plasma insulin; it scales the two insulin sensitivities
+TO_DEPOT_2 = quantity(0.0163, "1/min")  # insulin from the first subcutaneous depot to the second
+DIRECT = 0.206  # absorption from the first depot straight into plasma, as a share of the rate from the second
+BRAIN = quantity(0.54, "mg/dL/min")  # uptake by the brain, constant
+MICHAELIS = quantity(126.0, "mg/dL")  # tissue glucose at half of the largest uptake
 RENAL_RATE, RENAL_THRESHOLD = quantity(0.0005, "1/min"), quantity(180.0, "mg/dL")
-PRODUCTION_SCALE = quantity(120.0, "mg/dL")  # puts the two insulin sensitivities on one scale
-PRODUCTION_CORNER = quantity(0.15, "mg/dL/min")  # softness of the floor of production
-UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.001, "1/min"), quantity(5.0, "mg/dL")
-FULL, EMPTY = 0.8, 0.15  # shares of the meal at which emptying slows down and speeds up again (Dalla Man 2006)
+PRODUCTION_CORNER = quantity(0.05, "mg/dL/min")  # softness of the floor of production
+UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL")
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
-FORGET = quantity(1 / 30, "1/min")  # an emptied meal no longer counts
-WHITE_SD = quantity(2.0, "mg/dL")  # error of a reading without memory
+ONSET, RESET = 5.0, quantity(0.64, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (2 steps: to 7 %)
+SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
+WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
-_SOURCE = "tuned on three virtual patients of another simulator, tested on seven (docs/architecture.md)"
+_SOURCE = "UVA/Padova 2008: median and log-SD of 20 virtual patients, mapped (docs/accuracy.md)"
 
 
 class GlucoseTwoCompartment(Model):
     name = "glucose_two_compartment"
-    version = "1"
+    version = "2"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"), State("insulin_action", "mU/L"),
         State("production_delay_1", "mU/L"), State("production_delay_2", "mU/L"),
-        State("meal", "mg/kg"), State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
+        State("emptied", "mg/kg"), State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
         State("glucose", "mg/dL"), State("tissue_glucose", "mg/dL"), State("interstitial_glucose", "mg/dL"),
         State("flux", "mg/dL/min", noise=True),
         State("sensor_error", "mg/dL"), State("sensor_drift", "mg/dL", noise=True),
     )
-    parameters = tuple(Parameter(*row, _SOURCE) for row in (
-        ("insulin_sensitivity", "L/mU/min", 8e-4, 0.5),
-        ("production_sensitivity", "L/mU/min", 3.2e-4, 0.4),
-        ("glucose_effectiveness", "1/min", 0.0065, 0.8),
-        ("basal_glucose", "mg/dL", 125.0, 0.12),
-        ("meal_gain", "kg/dL", 0.47, 0.12),
-        ("plasma_to_tissue", "1/min", 0.06, 0.15),
-        ("tissue_to_plasma", "1/min", 0.10, 0.2),
-        ("production_rate", "1/min", 0.008, 0.3),
-        ("insulin_absorption_rate", "1/min", 0.0107, 0.25),
-        ("insulin_transfer_rate", "1/min", 0.025, 0.25),
-        ("insulin_clearance", "1/min", 0.08, 0.25),
-        ("insulin_action_rate", "1/min", 0.03, 0.3),
-        ("gastric_emptying_rate", "1/min", 0.045, 0.5),
-        ("slowest_emptying_rate", "1/min", 0.0075, 0.3),
-        ("glucose_absorption_rate", "1/min", 0.04, 0.6),
-        ("sensor_lag", "min", 8.0, 0.3),
-        ("flux_sd", "mg/dL/min", 0.1, 0.2),
+    parameters = tuple(Parameter(*row[:4], _SOURCE, *row[4:]) for row in (
+        ("insulin_sensitivity", "L/mU/min", 2.37e-3, 0.6),
+        ("production_sensitivity", "mg/dL/min/(mU/L)", 0.076, 0.6),
+        ("glucose_effectiveness", "1/min", 0.0047, 0.6),
+        ("basal_glucose", "mg/dL", 140.0, 0.12),
+        ("basal_uptake", "mg/dL/min", 1.0, 0.32),
+        ("meal_gain", "kg/dL", 0.487, 0.09),
+        ("plasma_to_tissue", "1/min", 0.062, 0.30),
+        ("tissue_to_plasma", "1/min", 0.107, 0.38),
+        ("production_rate", "1/min", 0.0086, 0.5),
+        ("insulin_absorption_rate", "1/min", 0.0175, 0.28),
+        ("insulin_action_rate", "1/min", 0.039, 0.38),
+        ("gastric_emptying_rate", "1/min", 0.036, 0.45),
+        ("slowest_emptying_rate", "1/min", 0.0093, 0.5),
+        ("slowing_share", "", 0.79, 0.9, "logit"),
+        ("quickening_share", "", 0.153, 0.38, "logit"),
+        ("glucose_absorption_rate", "1/min", 0.146, 1.0),
+        ("sensor_lag", "min", 10.9, 0.25),
+        ("flux_sd", "mg/dL/min", 0.05, 1.5),
         ("flux_correlation_time", "min", 60.0, 0.2),
-        ("sensor_sd", "mg/dL", 9.0, 0.3),
-        ("sensor_correlation_time", "min", 40.0, 0.3),
-        ("sensor_smoothing_time", "min", 8.0, 0.3),
+        ("sensor_sd", "mg/dL", 11.0, 0.3),
+        ("sensor_correlation_time", "min", 25.0, 0.3),
+        ("sensor_smoothing_time", "min", 14.0, 0.3),
     ))
     inputs = (
         Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), "U", per_weight=True),
         Input("carbohydrate", "mg/kg/min", ("carbohydrate",), "g", spread=1.0, per_weight=True, pace=5.0),
+        Input("meal_onset", "mg/kg/min", ("carbohydrate",), "g", spread=ONSET, per_weight=True),
     )
     signals = (Signal("glucose", "mg/dL", lower=40.0, upper=400.0),)
     constants = (Constant("basal_insulin", "mU/kg/min"), Constant("first_glucose", "mg/dL"))
@@ -71,27 +75,29 @@ class GlucoseTwoCompartment(Model):
     step = 2.5
 
     def dynamics(self, x, u, p, c):
-        excess = x.plasma_insulin - c.basal_insulin / (VI * p.insulin_clearance)
+        excess = x.plasma_insulin - c.basal_insulin / (VI * CLEARANCE)
         in_stomach = x.stomach_solid + x.stomach_liquid
-        share = in_stomach / (x.meal + TRACE)
-        speed = tanh(2.5 / (1 - FULL) * (share - FULL)) - tanh(2.5 / EMPTY * (share - EMPTY)) + 2
+        share = in_stomach / (in_stomach + x.emptied + TRACE)  # of the meal, counted from its begin, and what was there then
+        slowing, quickening = p.slowing_share, p.quickening_share
+        speed = tanh(2.5 / (1 - slowing) * (share - slowing)) - tanh(2.5 / quickening * (share - quickening)) + 2
         emptying = p.slowest_emptying_rate + (p.gastric_emptying_rate - p.slowest_emptying_rate) / 2 * speed
-        tissue_basal = (p.plasma_to_tissue * p.basal_glucose - UPTAKE) / p.tissue_to_plasma
+        tissue_basal = self._tissue_basal(p)
         production = positive(
-            UPTAKE + BRAIN - p.glucose_effectiveness * (x.glucose - p.basal_glucose)
-            - PRODUCTION_SCALE * p.production_sensitivity * x.production_delay_2, PRODUCTION_CORNER
+            p.basal_uptake + BRAIN - p.glucose_effectiveness * (x.glucose - p.basal_glucose)
+            - p.production_sensitivity * x.production_delay_2, PRODUCTION_CORNER
         )
-        per_glucose = positive(UPTAKE / tissue_basal + p.insulin_sensitivity * x.insulin_action, UPTAKE_CORNER)
+        per_glucose = positive(p.basal_uptake / tissue_basal + p.insulin_sensitivity * x.insulin_action, UPTAKE_CORNER)
         uptake = per_glucose * x.tissue_glucose * (MICHAELIS + tissue_basal) / (MICHAELIS + x.tissue_glucose)
         exchange = p.plasma_to_tissue * x.glucose - p.tissue_to_plasma * x.tissue_glucose
+        direct = DIRECT * p.insulin_absorption_rate
         return {
-            "insulin_depot_1": u.insulin / VI - p.insulin_transfer_rate * x.insulin_depot_1,
-            "insulin_depot_2": p.insulin_transfer_rate * x.insulin_depot_1 - p.insulin_absorption_rate * x.insulin_depot_2,
-            "plasma_insulin": p.insulin_absorption_rate * x.insulin_depot_2 - p.insulin_clearance * x.plasma_insulin,
+            "insulin_depot_1": u.insulin / VI - (TO_DEPOT_2 + direct) * x.insulin_depot_1,
+            "insulin_depot_2": TO_DEPOT_2 * x.insulin_depot_1 - p.insulin_absorption_rate * x.insulin_depot_2,
+            "plasma_insulin": direct * x.insulin_depot_1 + p.insulin_absorption_rate * x.insulin_depot_2 - CLEARANCE * x.plasma_insulin,
             "insulin_action": p.insulin_action_rate * (excess - x.insulin_action),
             "production_delay_1": p.production_rate * (excess - x.production_delay_1),
             "production_delay_2": p.production_rate * (x.production_delay_1 - x.production_delay_2),
-            "meal": u.carbohydrate - FORGET * (1 - share) ** 8 * (x.meal - in_stomach),
+            "emptied": emptying * x.stomach_liquid - RESET * u.meal_onset / (u.meal_onset + SLIGHT) * x.emptied,
             "stomach_solid": u.carbohydrate - p.gastric_emptying_rate * x.stomach_solid,
             "stomach_liquid": p.gastric_emptying_rate * x.stomach_solid - emptying * x.stomach_liquid,
             "gut": emptying * x.stomach_liquid - p.glucose_absorption_rate * x.gut,
@@ -104,18 +110,20 @@ class GlucoseTwoCompartment(Model):
             "sensor_drift": -x.sensor_drift / p.sensor_correlation_time,
         }
 
+    def _tissue_basal(self, p):
+        return positive((p.plasma_to_tissue * p.basal_glucose - p.basal_uptake) / p.tissue_to_plasma, GLUCOSE_CORNER)
+
     def _drift_variance(self, p):
         """Of the driver, such that the smoothed error has variance sensor_sd^2."""
         return p.sensor_sd**2 * (p.sensor_correlation_time + p.sensor_smoothing_time) / p.sensor_correlation_time
 
     def initial(self, p, c):
-        flow = c.basal_insulin / VI
-        tissue = (p.plasma_to_tissue * p.basal_glucose - UPTAKE) / p.tissue_to_plasma
+        first = c.basal_insulin / VI / (TO_DEPOT_2 + DIRECT * p.insulin_absorption_rate)
         moved = 0.8 * p.plasma_to_tissue / p.tissue_to_plasma * (c.first_glucose - p.basal_glucose)
         return dict.fromkeys((s.name for s in self.states), 0) | {
-            "insulin_depot_1": flow / p.insulin_transfer_rate, "insulin_depot_2": flow / p.insulin_absorption_rate,
-            "plasma_insulin": flow / p.insulin_clearance, "glucose": c.first_glucose, "interstitial_glucose": c.first_glucose,
-            "tissue_glucose": positive(tissue + moved, GLUCOSE_CORNER),
+            "insulin_depot_1": first, "insulin_depot_2": TO_DEPOT_2 * first / p.insulin_absorption_rate,
+            "plasma_insulin": c.basal_insulin / VI / CLEARANCE, "glucose": c.first_glucose, "interstitial_glucose": c.first_glucose,
+            "tissue_glucose": positive(self._tissue_basal(p) + moved, GLUCOSE_CORNER),
         }
 
     def initial_variance(self, p, c):

@@ -20,6 +20,7 @@ from twinlib.config import FitConfig
 from twinlib.engine import mode, posterior
 from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
+from twinlib.engine.moves import move
 from twinlib.engine.normal import Normal
 from twinlib.models.batch import Batch, decode
 from twinlib.population.priors import Prior
@@ -61,7 +62,7 @@ class Fitter:
     def model_version(self) -> str:
         """The model's version, and a hash of its equations and of what else decides the result."""
         settings = self.config.model_dump(mode="json", exclude={"batch_rows", "model", "prior_version"})
-        text = repr((self.kernel.hash, sorted(settings.items()), self.seed, self.prior.mean.tolist(), self.prior.sd.tolist()))
+        text = repr((self.kernel.hash, sorted(settings.items()), self.seed, self.prior.digest))
         return f"{self.model.version}+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def fit(self, batch: Batch, watch: Stopwatch) -> list[dict]:
@@ -79,8 +80,8 @@ class Fitter:
         model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
             data = batch.data(model, kernel.nominal_step)
-        prior = Normal.independent(self.prior.mean, self.prior.sd, len(batch))
-        modes = mode.find_from(kernel, data, prior, self._starts(batch), self.config.maximum_iterations, self.config.starts > 1)
+        prior = self.prior.normal(batch.covariates)
+        modes = mode.find_from(kernel, data, prior, self._starts(batch, prior), self.config.maximum_iterations, self.config.starts > 1)
         covariance = posterior.covariance(modes.hessian)
         broken = ~np.isfinite(covariance).all((1, 2)) & (modes.status == "converged")
         modes.status[broken], modes.reason[broken] = "failed", "singular_hessian"
@@ -91,6 +92,9 @@ class Fitter:
         keys, part, prior = [batch.ids[r] for r in rows], data.take(rows), prior.take(rows)
         theta, readings = modes.theta[rows], part.counts()
         sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
+        kept = posterior.resample(sampled, keys, self.seed, self.config.draws)
+        if self.config.moves:
+            kept, _ = move(kernel, part, prior, kept, covariance[rows], keys, self.seed, self.config.moves)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
         return modes, covariance, rows, {
             "n_observations": readings,
@@ -100,15 +104,15 @@ class Fitter:
             "pareto_k": sampled.pareto_k,
             "effective_draws": sampled.effective_draws,
             "spectrum": posterior.spectrum(sampled, prior),
-            "draws": posterior.resample(sampled, keys, self.seed, self.config.draws).reshape(len(rows), -1),
+            "draws": kept.reshape(len(rows), -1),
             "summary": self._summaries(sampled, prior),
         } | self._check(theta, part)
 
-    def _starts(self, batch: Batch) -> list[np.ndarray]:
+    def _starts(self, batch: Batch, prior: Normal) -> list[np.ndarray]:
         """The prior mean, then keyed draws of the prior (Sobol): for patients that have not converged, or for all where `starts` asks."""
         count = max(self.config.starts - 1, RESCUES)
         z = ndtri(posterior.uniforms([("start", *k) for k in batch.ids], self.seed, count, len(self.prior.mean)))
-        return [np.tile(self.prior.mean, (len(batch), 1)), *(self.prior.mean + self.prior.sd * z[:, s] for s in range(count))]
+        return [prior.mean, *(prior.mean + prior.sd * z[:, s] for s in range(count))]
 
     def _check(self, theta: np.ndarray, data) -> dict[str, np.ndarray]:
         """How well the twin at its mode follows the readings of the first signal, and how exact the integration is."""

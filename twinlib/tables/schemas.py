@@ -36,13 +36,13 @@ def _provenance() -> tuple[Column, ...]:
 
 
 SIGNALS = ArrayType(
-    StructType([StructField("signal", _text, False), StructField("minutes", _floats, True), StructField("values", _floats, False)])
+    StructType([StructField("signal", _text, False), StructField("minutes", _reals, True), StructField("values", _floats, False)])
 )
 INPUTS = ArrayType(
     StructType(
         [
             StructField("input", _text, False),
-            StructField("minutes", _floats, False),
+            StructField("minutes", _reals, False),
             StructField("amounts", _floats, False),
             StructField("durations", _floats, False),
             StructField("labels", _texts, False),
@@ -172,29 +172,144 @@ TIMELINES = Table(
         Column("minutes", _int, "length of the episode", "min", nullable=False),
         Column("step_minutes", _int, "grid of the gridded signals; slot k stands for minute k*step and holds the readings within half a step of it", "min", nullable=False),
         Column("utc_offset_minutes", _int, "local time minus UTC at the start", "min", nullable=False),
-        Column("signals", SIGNALS, "observed signals in canonical units; minutes null = on the grid, NaN = missing", nullable=False),
-        Column("inputs", INPUTS, "events by agent: minute from the start, total amount in canonical units, duration in minutes (0 = at once), label", nullable=False),
-        Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = a default stood in for a missing one", nullable=False),
-        Column("wear_fraction", _real, "share of the whole episode that the sensor was worn: readings times their usual spacing (median, 5 to 15 min)", "1", nullable=False),
+        Column("signals", SIGNALS, "observed signals in the model's units; minutes from the start, null = on the grid; NaN = missing", nullable=False),
+        Column("inputs", INPUTS, "events by agent: minute from the start, total amount in the model's unit, duration in minutes (0 = at once), label", nullable=False),
+        Column("covariates", COVARIATES, "as-of values at the start in canonical units; assumed = none was known: the stand-in, or NaN without one", nullable=False),
+        Column("wear_fraction", _real, "share of the whole episode that the sensor was worn: readings times their usual spacing (median, 5 to 15 min); null without a sensor", "1"),
         Column("status", _text, "whether the row may be fitted", nullable=False, values=("ready", "insufficient_data")),
         Column("reason", _text, "why not, where it may not"),
         Column("content_hash", _text, "hash of all that the fit reads", nullable=False),
     ),
 )
 
+def _version() -> tuple[Column, ...]:
+    return (
+        Column("model", _text, "twin model", nullable=False),
+        Column("prior_version", _text, "version of the prior", nullable=False),
+    )
+
+
 POPULATIONS = Table(
     "populations",
     "Prior versions in long form: one row per model, version and parameter.",
     ("model", "prior_version", "parameter"),
     (
-        Column("model", _text, "twin model", nullable=False),
-        Column("prior_version", _text, "version of the prior", nullable=False),
+        *_version(),
         Column("parameter", _text, "parameter", nullable=False),
         Column("unit", _text, "unit of the parameter", nullable=False),
         Column("transform", _text, "scale on which the prior is normal", nullable=False, values=("log", "identity", "logit")),
-        Column("median", _real, "prior median on the natural scale", "by parameter", nullable=False),
-        Column("sd", _real, "prior standard deviation on the transformed scale", nullable=False),
+        Column("median", _real, "prior median on the natural scale, of a patient at the covariates' references", "by parameter", nullable=False),
+        Column("sd", _real, "prior standard deviation on the transformed scale; 0 where all patients share the value", nullable=False),
         Column("source", _text, "where the prior comes from", nullable=False),
+        Column("level", _text, "who varies", values=("population", "patient", "occasion")),
+        Column("mean", _real, "prior mean on the transformed scale"),
+        Column("covariance", _reals, "the parameter's row of the covariance of a patient's episode, in the order of the fitted parameters"),
+        Column("mean_se", _real, "standard error of the mean; null where it is fixed or the data do not identify it"),
+        Column("patient_variance", _real, "learnt variance between patients, without that between components and episodes"),
+        Column("patient_variance_se", _real, "its standard error; null where it is fixed or the data do not identify it"),
+        Column("occasion_variance", _real, "learnt variance between the episodes of a patient"),
+        Column("fixed", _flag, "not learnt"),
+        Column("shrinkage", _real, "1 - SD of the patients' posterior means over SD between patients: near 1 = the data say little of single patients", "1"),
+        Column("eta_mean", _real, "mean over patients of their posterior mean less what is expected of them; 0 where the model fits"),
+        Column("eta_sd", _real, "standard deviation of the same"),
+    ),
+)
+
+POPULATION_EFFECTS = Table(
+    "population_effects",
+    "Covariates' effects: one row per model, version, parameter and column of the regression.",
+    ("model", "prior_version", "parameter", "covariate", "kind", "reference", "level"),
+    (
+        *_version(),
+        Column("parameter", _text, "parameter", nullable=False),
+        Column("covariate", _text, "covariate", nullable=False),
+        Column("kind", _text, "how it enters", nullable=False, values=("linear", "log", "below", "category")),
+        Column("reference", _real, "value without effect; bound of `below`", "by covariate", nullable=False),
+        Column("level", _real, "value of a category that has this effect", "by covariate"),
+        Column("share", _real, "share of patients with the category or below the bound; stands in where the covariate is missing", "1", nullable=False),
+        Column("term", _int, "order of the column", nullable=False),
+        Column("coefficient", _real, "change of the parameter on the transformed scale", nullable=False),
+        Column("coefficient_se", _real, "standard error; null where it is fixed or the data do not identify it"),
+        Column("fixed", _flag, "given, not learnt", nullable=False),
+        Column("patients_missing", _long, "patients without a value", nullable=False),
+    ),
+)
+
+POPULATION_FITS = Table(
+    "population_fits",
+    "One row per model and version that was learnt: how well, from whom, and how.",
+    ("model", "prior_version"),
+    (
+        *_version(),
+        Column("status", _text, "whether the version can be used", nullable=False, values=("converged", "not_converged", "diverged", "singular_omega")),
+        Column("reason", _text, "why not"),
+        Column("learnt_at", _time, "when (UTC)", nullable=False),
+        Column("patients", _long, "patients learnt from", nullable=False),
+        Column("patients_left_out", _long, "patients of these without a posterior (see population_members)", nullable=False),
+        Column("patients_known", _long, "patients with data; more than `patients` where a stratified sample was drawn", nullable=False),
+        Column("readings", _long, "readings used", nullable=False),
+        Column("iterations", _int, "passes over the data", nullable=False),
+        Column("minus_two_log_likelihood", _real, "-2 log marginal likelihood by importance sampling"),
+        Column("minus_two_log_likelihood_se", _real, "standard error of its sampling"),
+        Column("parameters", _int, "free parameters", nullable=False),
+        Column("aic", _real, "Akaike's criterion"),
+        Column("bic", _real, "Bayes' criterion, patients as the sample size"),
+        Column("phenotypes", _int, "components of the mixture", nullable=False),
+        Column("bic_by_phenotypes", _reals, "BIC of 1, 2, ... components, as far as tried", nullable=False),
+        Column("settings", _text, "the `learn` part of the configuration as JSON", nullable=False),
+        Column("model_hash", _text, "hash of the model's equations", nullable=False),
+    ),
+)
+
+POPULATION_TRACE = Table(
+    "population_trace",
+    "One row per iteration of learning.",
+    ("model", "prior_version", "phenotypes", "iteration"),
+    (
+        *_version(),
+        Column("phenotypes", _int, "components of the mixture", nullable=False),
+        Column("iteration", _int, "pass over the data, from 1", nullable=False),
+        Column("patients", _long, "patients in the pass", nullable=False),
+        Column("minus_two_log_likelihood", _real, "under the parameters before this iteration's step", nullable=False),
+        Column("change", _real, "largest change of a free parameter on its transformed scale", nullable=False),
+        Column("parameters", MapType(_text, _real), "medians, SDs and shared values before the step", nullable=False),
+    ),
+)
+
+PHENOTYPES = Table(
+    "phenotypes",
+    "One row per component of a learnt mixture and parameter: the sub-populations described.",
+    ("model", "prior_version", "component", "parameter"),
+    (
+        *_version(),
+        Column("component", _int, "component, from 1, the largest first", nullable=False),
+        Column("weight", _real, "share of the population", "1", nullable=False),
+        Column("parameter", _text, "parameter", nullable=False),
+        Column("unit", _text, "unit of the parameter", nullable=False),
+        Column("median", _real, "median on the natural scale", "by parameter", nullable=False),
+        Column("distance", _real, "mean less the population's mean, in SDs between patients of one component", nullable=False),
+    ),
+)
+
+POPULATION_MEMBERS = Table(
+    "population_members",
+    "One row per patient, model and version: how the patient lies in the learnt population.",
+    ("patient_id", "model", "prior_version"),
+    (
+        _patient(),
+        *_version(),
+        Column("status", _text, "whether the patient has a posterior", nullable=False, values=("used", "left_out")),
+        Column("reason", _text, "why not"),
+        Column("learnt_from", _flag, "whether the version was learnt from this patient", nullable=False),
+        Column("episodes", _int, "episodes", nullable=False),
+        Column("readings", _long, "readings", nullable=False),
+        Column("log_evidence", _real, "log marginal likelihood of all episodes"),
+        Column("log_evidence_se", _real, "its standard error"),
+        Column("parameters", _texts, "names, the order of eta and eta_sd", nullable=False),
+        Column("eta", _reals, "posterior mean less what the patient's component and covariates let expect, on the transformed scale"),
+        Column("eta_sd", _reals, "posterior SD on the transformed scale"),
+        Column("phenotype", _int, "most probable component, from 1"),
+        Column("phenotype_probabilities", _reals, "probability of every component", "1"),
     ),
 )
 
@@ -304,7 +419,7 @@ RUNS = Table(
     ("run_id", "stage"),
     (
         Column("run_id", _text, "UTC start of the run and a random suffix", nullable=False),
-        Column("stage", _text, "generate, ingest, follow, fuse, fit, simulate, effects", nullable=False),
+        Column("stage", _text, "generate, ingest, follow, fuse, learn, fit, simulate, effects", nullable=False),
         Column("status", _text, "what the stage did", nullable=False, values=("done", "unchanged", "failed")),
         Column("started_at", _time, "start (UTC)", nullable=False),
         Column("seconds", _real, "duration", "s", nullable=False),
@@ -318,7 +433,8 @@ RUNS = Table(
 TABLES = {
     t.name: t
     for t in (
-        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES, POPULATIONS,
+        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
+        POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS,
         TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
     )
 }

@@ -1,0 +1,186 @@
+"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] -> out/benchmarks/whatif.json
+
+DATA is a folder in the layout of simglucose_days: per patient a baseline and what-ifs of it, with noise-free glucose. The twin is fitted to the
+baseline's sensor readings, insulin and announced meals alone, on the way of the fit stage, and asked for every other scenario found there.
+All days of a patient are one episode. Figures by scenario are medians over patients, unless they say otherwise:
+
+rmse: of the predicted level against noise-free glucose (mg/dL). shift_error: RMSE of the predicted shift over the RMS of the true shift.
+shift_ratio: mean predicted over mean true shift. tir_error, tbr_error: absolute error of time in 70-180 and below 70 (points). coverage_90:
+share of patients whose 90 % interval of the effect on mean glucose contains the true one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import forecasts, simglucose
+from twinlib.config import FitConfig
+from twinlib.engine.kernel import Data, Kernel
+from twinlib.engine.trace import trace
+from twinlib.models import find
+from twinlib.models.batch import Batch, Series
+from twinlib.models.timeline import Events
+from twinlib.population.fit import Fitter, Stopwatch
+from twinlib.population.priors import published
+from twinlib.synthetic import life
+from twinlib.whatif.outcomes import cgm_outcomes
+from twinlib.whatif.simulate import Replay
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("TWINLIB_DATA") or REPO.parent / "shared" / "data")
+FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
+MODEL, DRAWS, EVALUATED, SEED = "glucose_two_compartment", 128, 1280, 1
+PEOPLE, DAYS = int(os.environ.get("PEOPLE", "40")), 14  # of our own simulation
+FIGURES = ("rmse", "shift_error", "shift_ratio", "tir_error", "tbr_error")
+
+
+@lru_cache(maxsize=4)
+def fitter(model: str = MODEL) -> Fitter:
+    """The fit stage's own fitter."""
+    declared = find(model)
+    return Fitter(Kernel(declared), published(declared), FitConfig(model=model, draws=DRAWS, importance_draws=EVALUATED), SEED)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One patient: the episode that the twin sees, its arms by scenario (the factual one first), and their true glucose (slots,)."""
+
+    patient: str
+    factual: Batch
+    arms: dict[str, Batch]
+    truth: dict[str, np.ndarray]
+
+
+def _clean(kernel: Kernel, replay: Replay, data: Data) -> np.ndarray:
+    """(draws, slots) the signal without the sensor's own error: the states that only the sensor has stay at zero."""
+    noisy = [kernel.model.states[i].name for i in trace(kernel.model).noisy]
+    patient = np.array([not n.startswith("sensor_") for n in noisy])
+    lanes = np.zeros(len(replay.theta), int)
+    return kernel.simulate(replay.theta, lanes, data, replay.noise * patient, replay.start * patient)[:, 0].reshape(len(lanes), -1)
+
+
+def judge(case: Case, model: str = MODEL) -> list[dict]:
+    """Figures of one patient by scenario; those of a patient whose fit has failed are its status."""
+    fit = fitter(model)
+    kernel, row = fit.kernel, fit.fit(case.factual, Stopwatch())[0]
+    if row["status"] != "converged":
+        return [{"patient": case.patient, "scenario": s, "status": row["reason"] or row["status"]} for s in case.arms]
+    draws = np.asarray(row["draws"]).reshape(-1, len(kernel.model.fitted))
+    replay = Replay.abduct(kernel, case.factual, draws)
+    lanes, names = np.zeros(len(draws), int), list(case.arms)
+    unchanged, out = case.truth[names[0]], []
+    for name, batch in case.arms.items():
+        data = batch.data(kernel.model, kernel.nominal_step, replay.data.constants)
+        effect = kernel.simulate(draws, lanes, data, replay.noise, replay.start)[:, 0].reshape(len(draws), -1) - replay.factual
+        level, true = np.maximum(_clean(kernel, replay, data), 10.0), case.truth[name] - unchanged
+        predicted, happened = cgm_outcomes(level).mean(0), cgm_outcomes(case.truth[name])
+        figures = {
+            "patient": case.patient, "scenario": name, "status": "ok", "rmse": rms(level.mean(0) - case.truth[name]),
+            "tir_error": abs(predicted[0] - happened[0]), "tbr_error": abs(predicted[1] - happened[1]),
+        }
+        if name != names[0]:
+            low, high = np.quantile(effect.mean(1), [0.05, 0.95], method="weibull")
+            figures |= {
+                "shift_error": rms(effect.mean(0) - true) / rms(true), "shift_ratio": effect.mean() / true.mean(),
+                "covered": bool(low <= true.mean() <= high), "width": (high - low) / abs(true.mean()), "effective_draws": row["effective_draws"],
+            }
+        out.append({k: float(v) if isinstance(v, np.floating) else v for k, v in figures.items()})
+    return out
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def summary(cells: list[dict]) -> dict:
+    """The figures by scenario, and over all cells of all what-ifs."""
+    out: dict = {}
+    for name in dict.fromkeys(c["scenario"] for c in cells):
+        out[name] = _figures([c for c in cells if c["scenario"] == name])
+    changed = [c for c in cells if "shift_ratio" in c]
+    return {"scenarios": out, "overall": _figures(changed)}
+
+
+def _figures(cells: list[dict]) -> dict:
+    usable = [c for c in cells if c["status"] == "ok"]
+    out = {"patients": len(usable), "failed": len(cells) - len(usable)}
+    out |= {f: float(np.median([c[f] for c in usable])) for f in FIGURES if usable and f in usable[0]}
+    if usable and "shift_ratio" in usable[0]:
+        out |= {
+            "shift_ratio_worst_patient": min(c["shift_ratio"] for c in usable), "shift_ratio_highest_patient": max(c["shift_ratio"] for c in usable),
+            "coverage_90": float(np.mean([c["covered"] for c in usable])), "interval_width": float(np.median([c["width"] for c in usable])),
+        }
+    return out
+
+
+def simglucose_cases(folder: Path) -> list[Case]:
+    """The patients of a folder; the scenario `baseline` is what the twin sees."""
+    cases = []
+    for name, (weight, rows) in simglucose.patients(folder).items():
+        count = int((rows["scenario"] == "baseline").sum()) // 288
+        parts = {s: rows[rows["scenario"] == s] for s in ["baseline", *(s for s in rows["scenario"].unique() if s != "baseline")]}
+        arms = {s: simglucose.batch(weight, part, [(0, count)]) for s, part in parts.items()}
+        cases.append(Case(name, arms["baseline"], arms, {s: p["bg_sub_true"].to_numpy()[: count * 288] for s, p in parts.items()}))
+    return cases
+
+
+def own_cases(how: life.Life, seed: int) -> list[Case]:
+    """People of the synthetic truth, whose structure is the twin's, under doses that they did not give themselves."""
+    days = life.live(PEOPLE, DAYS, how, seed)
+    morning = np.isin(np.arange(days.bolus.shape[1]) % 1440 // 60, range(4, 11))
+    edits = {
+        "baseline": {}, "bolus_x0.7": {"bolus": lambda x: 0.7 * x}, "basal_x1.2": {"basal": 1.2}, "cho_x0.7_same_insulin": {"eaten": 0.7},
+        "no_breakfast_bolus": {"bolus": lambda x: np.where(morning, 0, x)},
+    }
+    truth = {name: days.truth if not edit else days.arm(**edit) for name, edit in edits.items()}
+    at = np.arange(days.readings.shape[1]) * 5.0
+    cases = []
+    for i in range(PEOPLE):
+        def batch(bolus=lambda x: x, basal=1.0, eaten=1.0, i=i):
+            events = lambda x: Events.of(np.flatnonzero(x), x[x > 0])  # noqa: E731
+            inputs = {
+                "insulin_bolus": events(bolus(days.bolus)[i]), "carbohydrate": events(eaten * days.logged[i]),
+                "insulin_basal": Events.of([0.0], [basal * days.basal[i] * 1440 * DAYS], 1440.0 * DAYS),
+            }
+            return Batch(
+                ((str(i), "all"),), np.array([1440.0 * DAYS]), ({"glucose": Series(at, days.readings[i])},), (inputs,),
+                ({"body_weight": float(days.weight[i])},), np.zeros(1),
+            )
+        arms = {name: batch(**edit) for name, edit in edits.items()}
+        cases.append(Case(str(i), arms["baseline"], arms, {name: t[i] for name, t in truth.items()}))
+    return cases
+
+
+def accuracy(cases: list[Case], model: str = MODEL, workers: int = 2) -> tuple[dict, list[dict]]:
+    """Summary and cells of all cases."""
+    fitter(model).kernel.compile()  # once, into the cache that the workers read
+    with ProcessPoolExecutor(workers) as pool:
+        cells = [c for part in pool.map(judge, cases, [model] * len(cases)) for c in part]
+    return summary(cells), cells
+
+
+def main() -> None:
+    found, cells = accuracy(simglucose_cases(FOLDER))
+    result = {"data": FOLDER.name, "model": MODEL, **found["overall"], "scenarios": found["scenarios"], "cells": cells}
+    print("accuracy done", file=sys.stderr)
+    for name, how in (("model_right", life.Life()), ("life", life.REAL)):
+        result[name] = accuracy(own_cases(how, 7))[0]
+        print(f"{name} done", file=sys.stderr)
+    real = SHARED / "t1d_uom_core"
+    result["forecasts_60_min"] = forecasts.forecasts(fitter(), real) if real.is_dir() else None
+    out = REPO / "out" / "benchmarks" / "whatif.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "cells"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
