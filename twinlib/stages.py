@@ -52,8 +52,8 @@ class Plan:
     attributes: cohorts.Attributes
 
     @classmethod
-    def of(cls, path: str | Path) -> Plan:
-        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made) raw files.
+    def of(cls, path: str | Path, landing: bool = False) -> Plan:
+        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made, or to land) raw files.
 
         Raises ConfigError or DataError.
         """
@@ -72,7 +72,7 @@ class Plan:
         cohorts.check_all(config.cohorts, known)
         sources.load_key(config.pseudonym_key)
         plan = cls(config, fitter, simulator, known)
-        if config.generate is None:
+        if config.generate is None and not landing:
             plan.check_sources()
         return plan
 
@@ -157,8 +157,9 @@ class Night:
             if stage.same:
                 return stage.unchanged()
             got = ingest(self.spark, self.config, key)
-            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.events, got.identities, got.quarantine, got.counts)):
-                s.replace(table, df)
+            for table, df, check in got.frames():
+                s.replace(table, df, check)
+            s.replace(schemas.INGEST_COUNTS, got.counts)
             got.release()
             for row in s.read(schemas.INGEST_COUNTS).collect():
                 for name in ("rows_read", "accepted", "duplicates", "quarantined", "rows_ignored"):

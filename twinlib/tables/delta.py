@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from delta.tables import DeltaTable
@@ -37,8 +37,10 @@ class DeltaStorage(Storage):
     def read(self, table: Table) -> DataFrame:
         return self._snapshot(table).select(*[c.name for c in table.columns]) if self.exists(table) else self.empty(table)
 
-    def replace(self, table: Table, df: DataFrame) -> int:
+    def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
         with self.writer(), self._staged(table, table.conform(df)) as (staged, rows):
+            if check:
+                check()
             self._overwrite(table, staged)
             return rows
 

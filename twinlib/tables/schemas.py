@@ -152,6 +152,22 @@ INGEST_COUNTS = Table(
     ),
 )
 
+LANDINGS = Table(
+    "landings",
+    "One row per source and file that came by the landing zone (`ingest --follow`).",
+    ("source", "file"),
+    (
+        Column("source", _text, "name of the mapping", nullable=False),
+        Column("file", _text, "file, relative to the source's root, patient identifiers replaced by the pseudonym", nullable=False),
+        Column("stream", _text, "identity of the stream's checkpoint", nullable=False),
+        Column("batch", _long, "batch of the stream in which the file was read", nullable=False),
+        Column("files", _long, "1, or 0 where the file is counted under another source of the same layout", nullable=False),
+        Column("rows_ignored", _long, "rows that the mapping declares to be of no interest", nullable=False),
+        Column("rows_read", _long, "records that the mapping selects", nullable=False),
+        Column("quarantined", _long, "records that stand in quarantine", nullable=False),
+    ),
+)
+
 TIMELINES = Table(
     "timelines",
     "One row per patient and episode: everything that a fit needs, packed.",
@@ -296,7 +312,7 @@ RUNS = Table(
     ("run_id", "stage"),
     (
         Column("run_id", _text, "UTC start of the run and a random suffix", nullable=False),
-        Column("stage", _text, "generate, ingest, fuse, fit, simulate, effects", nullable=False),
+        Column("stage", _text, "generate, ingest, follow, fuse, fit, simulate, effects", nullable=False),
         Column("status", _text, "what the stage did", nullable=False, values=("done", "unchanged", "failed")),
         Column("started_at", _time, "start (UTC)", nullable=False),
         Column("seconds", _real, "duration", "s", nullable=False),
@@ -310,7 +326,7 @@ RUNS = Table(
 TABLES = {
     t.name: t
     for t in (
-        PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, TIMELINES, POPULATIONS,
+        PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, LANDINGS, TIMELINES, POPULATIONS,
         TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
     )
 }

@@ -74,8 +74,11 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def replace(self, table: Table, df: DataFrame) -> int:
-        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract."""
+    def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
+        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract.
+
+        `check` is called when `df` has been computed and nothing is current yet: what it raises leaves the table as it was.
+        """
 
     @abstractmethod
     def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> int:
