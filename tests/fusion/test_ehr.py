@@ -5,6 +5,7 @@ from datetime import UTC, date, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.fusion.test_ingest import counts, reasons
 from tests.sources.ehr import KEY, LOINC, MRN, SNOMED, coding, ehr_config, lab, ndjson, table
@@ -14,6 +15,8 @@ from twinlib.config import EpisodeConfig
 from twinlib.fusion import packing
 from twinlib.fusion.ingest import ingest
 from twinlib.sources.pseudonym import pseudonym
+from twinlib.stages import Night, Plan
+from twinlib.tables import schemas
 
 MAPPINGS = REPO / "conf" / "mappings"
 #         signal        LOINC      OMOP     unit   unit id  day           value
@@ -130,6 +133,31 @@ def test_one_person_is_one_patient(joined):
     assert facts(joined.observations, "1") and {r.source for r in joined.observations.collect()} == {"omop.measurement"}  # the first source wins
     got = counts(joined)
     assert got["fhir.observation"][2] == 2 * (len(LABS) - 1) and got["meds.events.measurement"][2] == len(LABS) - 1
+
+
+def test_a_run_writes_events_identities_and_counts(spark, root, tmp_path):
+    """The ingest stage of a night; nothing to do the second time, until a vocabulary table appears beside the data."""
+    config = {
+        "name": "ehr", "output": str(tmp_path), "pseudonym_key": {"file": str(REPO / "conf" / "demo.key")}, "storage": {"buckets": 1},
+        "sources": [{"kind": "omop", "root": str(root / "cdm"), "identifier_system": MRN}, {"kind": "fhir", "root": str(root / "fhir")}],
+        "identity": {"systems": [MRN]},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    statuses = []
+    for again in range(3):
+        night = Night(Plan.of(tmp_path / "run.yaml"), spark)
+        with night.storage.writer():
+            night.ingest()
+        (run,) = [r for r in night.storage.read(schemas.RUNS).collect() if r.run_id == night.runs.run_id]
+        statuses.append(run.status)
+        if again == 0:
+            assert run.counts["identities_linked"] == 2 and run.counts["omop.measurement.quarantined"] == 2
+            assert run.counts["rows_read"] == run.counts["accepted"] + run.counts["duplicates"] + run.counts["quarantined"]
+            assert night.storage.read(schemas.EVENTS).count() == 1 and night.storage.read(schemas.IDENTITIES).count() == 2
+        if again == 1:
+            table(root / "cdm", "concept", "concept_id concept_name domain_id vocabulary_id concept_code")
+    (root / "cdm" / "concept.csv").unlink()
+    assert statuses == ["done", "unchanged", "done"]
 
 
 def test_nothing_is_used_before_it_was_known(spark, tmp_path):

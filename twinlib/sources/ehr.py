@@ -51,7 +51,10 @@ class Table:
 
 @dataclass(frozen=True)
 class EhrSource:
-    """Tables under `root` with what their entries mean. Entries are numbered within the source (see `records.Source`)."""
+    """Tables under `root` with what their entries mean. Entries are numbered within the source (see `records.Source`).
+
+    beside: files that say what codes and references mean, and have been read.
+    """
 
     name: str
     root: str
@@ -59,13 +62,14 @@ class EhrSource:
     tables: tuple[Table, ...]
     meanings: tuple[Meaning, ...]
     described: str  # all of its configuration, for the fingerprint of a run
+    beside: tuple[File, ...] = ()
 
     @property
     def path(self) -> str:
         return self.root
 
-    def files(self) -> list[tuple[Table, tuple[File, ...]]]:
-        return [(t, t.files) for t in self.tables]
+    def files(self) -> list[tuple[Table | None, tuple[File, ...]]]:
+        return [*((t, t.files) for t in self.tables), (None, self.beside)]
 
     def check(self) -> None:
         """Every table has a file that can be read and has the columns that its rows need. Raises DataError."""

@@ -253,7 +253,7 @@ def fhir_source(config: SourceConfig, vocabulary: Vocabulary) -> EhrSource:
                 macros=_MACROS, extra=(("kinds_of", kinds), ("medications", medications)),
             )
         )  # fmt: skip
-    return EhrSource(name, config.root, config.namespace, tuple(tables), tuple(meanings), config.model_dump_json())
+    return EhrSource(name, config.root, config.namespace, tuple(tables), tuple(meanings), config.model_dump_json(), files["Medication"])
 
 
 def _resource(root: str, file: File, known: tuple[str, ...]) -> str | None:

@@ -178,7 +178,8 @@ def omop_source(config: SourceConfig, vocabulary: Vocabulary) -> EhrSource:
             )
             for some in _layouts(files[table], config.root)
         ]  # fmt: skip
-    return EhrSource(name, config.root, config.namespace, tuple(tables), tuple(meanings), config.model_dump_json())
+    beside = tuple(f for t in _VOCABULARY_TABLES for f in files[t])
+    return EhrSource(name, config.root, config.namespace, tuple(tables), tuple(meanings), config.model_dump_json(), beside)
 
 
 def _holds(file: File, table: str) -> bool:
