@@ -12,9 +12,10 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
+from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinlib.errors import ConfigError
 
@@ -23,6 +24,14 @@ class Strict(BaseModel):
     """Base of every configuration model: unknown keys are refused, values do not change once checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except Exception:  # ZoneInfo raises several kinds of error on a name that is no zone
+        raise ValueError(f"unknown time zone {name!r}; expected an IANA name such as Europe/London, or UTC") from None
+    return name
 
 
 class StorageConfig(Strict):
@@ -59,11 +68,36 @@ class GenerateConfig(Strict):
 
 
 class SourceConfig(Strict):
-    """One mapping file applied to one folder of raw files."""
+    """One folder of raw files: as a mapping file says, an OMOP CDM (5.3, 5.4), or a FHIR R4 bulk export (NDJSON)."""
 
-    mapping: str
+    kind: Literal["mapped", "omop", "fhir"] = "mapped"
+    mapping: str | None = None
     root: str
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None  # in place of the mapping's own name
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None  # in place of the mapping's own name, or the kind
+    namespace: str = ""  # of omop and fhir: keeps their patients apart from others whose ids happen to be the same
+    zone: Annotated[str, AfterValidator(_zone)] = "UTC"  # of omop and fhir: clock of the times that do not name their own
+    identifier_system: str | None = None  # of omop: what person_source_value is an identifier of (see `identity`)
+
+    @model_validator(mode="after")
+    def _complete(self):
+        if (self.kind == "mapped") != (self.mapping is not None):
+            raise ValueError("`mapping` goes with kind mapped, which needs it")
+        extra = {"namespace", "zone"} & self.model_fields_set if self.kind == "mapped" else set()
+        extra |= {"identifier_system"} & self.model_fields_set if self.kind != "omop" else set()
+        if extra:
+            raise ValueError(f"{', '.join(sorted(extra))}: not for a source of kind {self.kind}")
+        return self
+
+
+class IdentityConfig(Strict):
+    """How one person is found under different ids. Without it, the same id in the same namespace is the same person, and no other.
+
+    systems: identifier systems that name one person; two people of one source with the same identifier are a conflict.
+    crosswalk: CSV file with the columns source, id, person; ids of one person are the same patient.
+    """
+
+    systems: tuple[str, ...] = ()
+    crosswalk: str | None = None
 
 
 class EpisodeConfig(Strict):
@@ -143,6 +177,7 @@ class RunConfig(Strict):
     pseudonym_key: PseudonymConfig
     generate: GenerateConfig | None = None
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # order = priority where two sources conflict
+    identity: IdentityConfig | None = None
     vocabulary: str | None = None  # YAML file with more signals, agents and units (see docs/sources.md)
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()

@@ -50,6 +50,10 @@ class Landing:
         for source in self.opened:
             if not isinstance(source, MappedSource):
                 raise ConfigError(f"source {source.name}: only mapped files can be followed; ingest it in the night's batch")
+            if any(m.target == "event" for m in source.meanings):
+                raise ConfigError(f"source {source.name}: events cannot be followed; ingest it in the night's batch")
+        if config.identity:
+            raise ConfigError("identity: people of several sources are joined in the night's batch, not while files are followed")
         vocabulary = load_vocabulary(config.vocabulary)
         self.entries, self.sensors = interpret(self.opened, vocabulary), vocabulary.sensors
         self.key = sources.load_key(config.pseudonym_key)

@@ -157,8 +157,10 @@ class Night:
             self.plan.check_sources()
         key = sources.load_key(self.config.pseudonym_key)
         s = self.storage
-        tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.QUARANTINE, schemas.INGEST_COUNTS)
-        with self._stage("ingest", ("sources", "vocabulary"), sources.fingerprint(self.config, key), writes=tables) as stage:
+        tables = (
+            schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.EVENTS, schemas.IDENTITIES, schemas.QUARANTINE, schemas.INGEST_COUNTS
+        )
+        with self._stage("ingest", ("sources", "identity", "vocabulary"), sources.fingerprint(self.config, key), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             got = ingest(self.spark, self.config, key)
@@ -169,10 +171,12 @@ class Night:
             sensors, leave_out = load_vocabulary(self.config.vocabulary).sensors, self.config.episodes.leave_out
             s.append(schemas.SENSOR_QUALITY, quality.summary(s.read(schemas.OBSERVATIONS), sensors, leave_out, self.runs.run_id))
             for row in s.read(schemas.INGEST_COUNTS).collect():
-                for name in ("rows_read", "accepted", "duplicates", "quarantined"):
+                for name in ("rows_read", "accepted", "duplicates", "quarantined", "rows_ignored"):
                     stage.counts[f"{row.source}.{name}"] = row[name]
                     stage.counts[name] = stage.counts.get(name, 0) + row[name]
             stage.counts["patients"] = s.read(schemas.PATIENTS).count()
+            if self.config.identity:
+                stage.counts.update({f"identities_{k}": n for k, n in _by(s.read(schemas.IDENTITIES), "status").items()})
 
     def fuse(self) -> None:
         """Observations and exposures to packed timelines."""

@@ -7,7 +7,7 @@ from twinlib.fusion.entries import interpret
 from twinlib.fusion.rules import RULES
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.sources.mapped import MappedSource
-from twinlib.sources.mapping import Clock, Duration, Entry, FileGroup, Mapping, Unpivot, Value, load_mapping
+from twinlib.sources.mapping import Attributes, Clock, Codes, Duration, Entry, FileGroup, Mapping, Unpivot, Value, load_mapping
 
 
 def page(repo) -> str:
@@ -24,7 +24,8 @@ def test_the_example_is_a_valid_mapping(repo, tmp_path):
 
 def test_every_reason_is_documented_in_order_of_precedence(repo):
     listed = re.findall(r"^\| `(\w+)` \|", page(repo).split("<!-- reasons: tested -->")[1], re.M)
-    assert listed == ["malformed_row", "missing_column", "unreadable_file", *[r.code for r in RULES]]
+    reading = ["malformed_row", "missing_column", "unreadable_file", "not_in_force", "value_absent"]
+    assert listed == [*reading, *[r.code for r in RULES]]
 
 
 def test_every_flag_of_a_sensor_is_documented_and_says_whether_it_gates(repo):
@@ -34,7 +35,7 @@ def test_every_flag_of_a_sensor_is_documented_and_says_whether_it_gates(repo):
 
 def test_every_key_is_documented(repo):
     text = page(repo)
-    for model in (Mapping, FileGroup, Unpivot, Clock, Value, Duration, Entry):
+    for model in (Mapping, FileGroup, Unpivot, Clock, Value, Duration, Codes, Attributes, Entry):
         for key in model.model_fields:
             assert re.search(rf"`{key}\b|\b{key}:|\{{{key}\b|`{key}", text), f"{model.__name__}.{key}"
 

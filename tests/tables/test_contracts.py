@@ -12,4 +12,4 @@ def test_rules_follow_from_the_columns():
     rules = TABLES["patients"].rules
     assert rules["patient_id_not_null"] == "`patient_id` IS NOT NULL"
     assert rules["sex_allowed"] == "`sex` IS NULL OR `sex` IN ('female', 'male', 'other', 'unknown')"
-    assert TABLES["exposures"].rules["kind_allowed"] == "`kind` IN ('dose', 'rate')"
+    assert TABLES["exposures"].rules["kind_allowed"] == "`kind` IN ('dose', 'rate', 'treatment')"

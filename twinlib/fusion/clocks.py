@@ -18,6 +18,7 @@ _SECONDS = rf"^\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}}:\d{{2}}(\.\d{{1,9}})?(
 _MINUTES = rf"^(\d{{4}}-\d{{2}}-\d{{2}}[T ]\d{{2}}:\d{{2}})(?:{_ZONE})?$"
 _EPOCHS = {"epoch_s": 1e6, "epoch_ms": 1e3}  # microseconds
 _FOLDS = (30, 60, 120)  # minutes by which clocks are set back somewhere on earth
+_HOUR = re.compile("[HhaS]")
 AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
 
 
@@ -59,6 +60,24 @@ def wall(text: Column, clock: Clock, order: Column) -> Column:
     if clock.order == "fixed":
         return usual
     return F.when(order == "first", usual).when(order == "second", parsed(text, swapped(clock.formats)))
+
+
+def dated(clock: Clock) -> bool:
+    """Whether some texts may be dates without a time of day."""
+    return any(f != "iso" and not _HOUR.search(f) for f in clock.formats)
+
+
+def until(text: Column, clock: Clock, order: Column) -> Column:
+    """Where the text is a date, a month or a year only: the wall-clock reading at which that period is over; else null."""
+    earlier, result = F.lit(None).cast("timestamp"), F.lit(None).cast("timestamp")
+    for pattern in clock.formats:
+        read = wall(text, clock.model_copy(update={"formats": (pattern,)}), order)
+        if pattern != "iso" and not _HOUR.search(pattern):
+            months = 0 if "d" in pattern else 1 if "M" in pattern else 12
+            end = F.add_months(read, months).cast("timestamp") if months else shifted(read, F.lit(1440))
+            result = F.coalesce(result, F.when(earlier.isNull(), end))
+        earlier = F.coalesce(earlier, read)
+    return result
 
 
 def date_orders(df: DataFrame) -> DataFrame:

@@ -8,6 +8,7 @@ are the same.
   line, because the rate set last within a minute is the one in force. It is flagged `conflict` where another value was dropped.
 - Of an agent whose amounts add up (foods of one meal), all different records of the first source are kept and flagged
   `same_instant`; equal ones (value, end and label) are repetitions.
+- Of one source, a record that corrects another (flag `amended`) comes before it.
 - Of a patient's attributes the first record is kept.
 """
 
@@ -20,6 +21,7 @@ DECIMALS = 6  # of canonical values that are compared
 KEYS = {
     "observation": ("patient_id", "name", "utc"),
     "exposure": ("patient_id", "name", "kind", "extended", "utc"),
+    "event": ("patient_id", "name", "utc"),
     "patient": ("patient_id",),
 }
 
@@ -34,16 +36,17 @@ def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
     """
     rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
     same = F.round("value", DECIMALS).alias("value")  # 5.5 mmol/L and 99.0858 mg/dL are one value
-    item = F.when(F.col("adds"), F.struct(same, "end", "label")) if target == "exposure" else F.lit(None)
+    item = F.when(F.col("adds"), F.struct(same, "end", "label")) if target in ("exposure", "event") else F.lit(None)
     df = df.withColumns(
         {
             "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
             "item": item,
             "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
+            "original": ~F.array_contains("quality", "amended"),
         }
     )
     key = (*(["bucket"] if "bucket" in df.columns else []), *KEYS[target])
-    in_order = Window.partitionBy(*key).orderBy("item", "origin", "entry", "file", "place")  # one sort for everything
+    in_order = Window.partitionBy(*key).orderBy("item", "origin", "original", "entry", "file", "place")  # one sort for everything
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     content = F.struct(same, "end")
     df = df.withColumns(
@@ -72,4 +75,4 @@ def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
             "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
             "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
         }
-    ).drop("extended", "item", "place", "rank", "repeats", "leading", "one_source", "differ")
+    ).drop("extended", "item", "place", "original", "rank", "repeats", "leading", "one_source", "differ")

@@ -32,7 +32,7 @@ class Entry:
 
 
 def interpret(sources: Sequence[Source], vocabulary: Vocabulary) -> list[Entry]:
-    """All entries in order. Raises ConfigError where a signal, agent, kind or unit is unknown."""
+    """All entries in order. Raises ConfigError where a signal, agent, event, kind or unit is unknown."""
     meanings = [(origin, m) for origin, source in enumerate(sources) for m in source.meanings]
     return [_entry(number, origin, m, vocabulary) for number, (origin, m) in enumerate(meanings)]
 
@@ -45,11 +45,14 @@ def _entry(number: int, origin: int, meaning: Meaning, vocabulary: Vocabulary) -
     if meaning.target == "exposure":
         quantity, plausible = vocabulary.agent(meaning.name, meaning.kind, meaning.where)
         return _with_units(replace(entry, plausible=plausible, adds=_adds(quantity, meaning)), quantity, vocabulary)
+    if meaning.target == "event":
+        vocabulary.event(meaning.name, meaning.where)
+        return replace(entry, adds=True)  # two visits that begin at one instant are both true
     return entry
 
 
 def _adds(agent: Agent, meaning: Meaning) -> bool:
-    return meaning.kind == "dose" and agent.same_instant == "add"
+    return meaning.kind == "treatment" or meaning.kind == "dose" and agent.same_instant == "add"
 
 
 def _with_units(entry: Entry, quantity: Quantity, vocabulary: Vocabulary) -> Entry:
@@ -73,6 +76,8 @@ _DESCRIPTION = pa.schema(
         ("source", pa.string()),
         ("target", pa.string()),
         ("measured", pa.bool_()),
+        ("timed", pa.bool_()),
+        ("lasting", pa.bool_()),
         ("exposed", pa.bool_()),
         ("person", pa.bool_()),
         ("name", pa.string()),
@@ -96,6 +101,8 @@ def _description(e: Entry) -> dict:
         "source": e.meaning.source,
         "target": e.meaning.target,
         "measured": e.meaning.value is not None,
+        "timed": e.meaning.clock is not None,
+        "lasting": e.meaning.target in ("exposure", "event"),
         "exposed": e.meaning.target == "exposure",
         "person": e.meaning.target == "patient",
         "name": e.meaning.name,

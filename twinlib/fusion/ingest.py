@@ -13,11 +13,12 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from twinlib.config import RunConfig
+from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.fusion import clock_jumps
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
+from twinlib.fusion.identity import Link, identities, joined, links
 from twinlib.fusion.judge import judge
 from twinlib.fusion.quality import flagged
 from twinlib.fusion.rules import RULES, overruled
@@ -25,7 +26,7 @@ from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.records import Part, Source
 from twinlib.tables.contracts import Table
-from twinlib.tables.schemas import EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
+from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 from twinlib.tables.storage import bucket_of
 
 CONTRADICTION_MINIMUM = 5  # readings of one patient in one file below which the middle says nothing about the unit
@@ -64,7 +65,7 @@ class Counted:
 
 @dataclass
 class Ingested:
-    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE; `release` when they are written.
+    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE; `release` when they are written.
 
     Each frame can be computed on its own. Their records are counted on the way (`counted`, by target and for quarantine); `survey` has
     files, rows_ignored and rows_read by number of entry.
@@ -73,6 +74,8 @@ class Ingested:
     patients: DataFrame
     observations: DataFrame
     exposures: DataFrame
+    events: DataFrame
+    identities: DataFrame
     quarantine: DataFrame
     counted: dict[str, Counted]
     survey: DataFrame
@@ -86,21 +89,24 @@ class Ingested:
 
         A check raises DataError where the records of the table's sources do not add up.
         """
-        frames = {QUARANTINE: self.quarantine, OBSERVATIONS: self.observations, EXPOSURES: self.exposures, PATIENTS: self.patients}
-        targets = {OBSERVATIONS: "observation", EXPOSURES: "exposure", PATIENTS: "patient", QUARANTINE: "quarantine"}
+        frames = {
+            QUARANTINE: (self.quarantine, "quarantine"), OBSERVATIONS: (self.observations, "observation"), EXPOSURES: (self.exposures, "exposure"),
+            EVENTS: (self.events, "event"), PATIENTS: (self.patients, "patient"),
+        }  # fmt: skip
 
         def check(target: str) -> None:
             self.counted[target].computed = True
             if target != "quarantine":
                 check_conservation(self.rows(target))
 
-        for table, frame in frames.items():
-            yield table, frame, partial(check, targets[table])
+        for table, (frame, target) in frames.items():
+            yield table, frame, partial(check, target)
+        yield IDENTITIES, self.identities, lambda: None
 
     @cached_property
     def counts(self) -> DataFrame:
         """INGEST_COUNTS. Raises DataError where records were lost."""
-        rows = [row for target in ("patient", "observation", "exposure", "none") for row in self.rows(target)]
+        rows = by_source(row for target in ("patient", "observation", "exposure", "event", "none") for row in self.rows(target))
         check_conservation(rows)
         return INGEST_COUNTS.conform(self.spark.createDataFrame(pa.Table.from_pylist(rows)))
 
@@ -111,7 +117,7 @@ class Ingested:
         return self.survey.join(names, "entry", "inner").groupBy("source", "file").agg(*sums)
 
     def rows(self, target: str) -> list[dict]:
-        """Rows of INGEST_COUNTS of one target."""
+        """What INGEST_COUNTS has of the entries of one target, a row for each."""
         some, refused = [e for e in self.entries if e.meaning.target == target], self.counted["quarantine"].counts()
         kept = self.counted[target].counts() if target in self.counted else {e.number: {"accepted": 0, "duplicates": 0} for e in some}
         return [{"source": e.meaning.source, **self.read[e.number], **kept[e.number], **refused[e.number]} for e in some]
@@ -139,12 +145,13 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
         raise ConfigError("spark.sql.session.timeZone must be UTC")
     sources = open_sources(config)
     vocabulary = load_vocabulary(config.vocabulary)
-    return fuse(spark, sources, interpret(sources, vocabulary), key, vocabulary.sensors, config.storage.buckets)
+    entries = interpret(sources, vocabulary)
+    return fuse(spark, sources, entries, key, vocabulary.sensors, config.storage.buckets, identity=config.identity)
 
 
 def fuse(
     spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor], buckets: int = 1,
-    stored: Callable[[Table], DataFrame] | None = None,
+    stored: Callable[[Table], DataFrame] | None = None, identity: IdentityConfig | None = None,
 ) -> Ingested:  # fmt: skip
     """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report.
 
@@ -154,6 +161,11 @@ def fuse(
     What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
     """
     parts, cached = _judged(spark, sources, entries, key, sensors)
+    found: list[Link] = []
+    if identity:
+        claimed = _union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
+        found = links(identity, claimed, sources, [e.origin for e in entries], key)
+        parts = [Judged(joined(spark, p.frame, found), p.entries) for p in parts]
     survey = _survey(spark, parts).persist()
     read = _read(survey, entries)
     if stored is None:
@@ -166,13 +178,15 @@ def fuse(
     fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
     counted = {
         t: Counted(settle(_sound(spark, final, t, buckets, earlier.get(t)), t, t in earlier), [e for e in entries if e.meaning.target == t], fates)
-        for t in ("patient", "observation", "exposure")
+        for t in ("patient", "observation", "exposure", "event")
     }
     counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
         patients=_patients(spark, survey, counted["patient"].frame.filter("kept"), entries),
         observations=_observations(counted["observation"].frame.filter("kept"), entries, sensors),
         exposures=_exposures(counted["exposure"].frame.filter("kept")),
+        events=_events(counted["event"].frame.filter("kept")),
+        identities=identities(spark, found, sources),
         quarantine=_quarantine(spark, counted["quarantine"].frame, entries),
         counted=counted,
         survey=survey,
@@ -340,6 +354,13 @@ def _exposures(kept: DataFrame) -> DataFrame:
     return EXPOSURES.conform(df)
 
 
+def _events(kept: DataFrame) -> DataFrame:
+    df = kept.filter("target = 'event'").select(
+        "patient_id", F.col("name").alias("event"), F.col("utc").alias("start"), "end", "label", *_PROVENANCE
+    )
+    return EVENTS.conform(df)
+
+
 def _patients(spark: SparkSession, survey: DataFrame, stated: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     """Everybody whose records were seen, refused ones included; attributes from the first record that states them."""
     place = ("origin", "entry", "file", "line")
@@ -402,6 +423,15 @@ def _read(survey: DataFrame, entries: Sequence[Entry]) -> dict[int, dict[str, in
         }
         for e in entries
     }
+
+
+def by_source(rows: Iterable[dict]) -> list[dict]:
+    """Rows of INGEST_COUNTS: those of entries that are counted under one source name added up; files are the same for each."""
+    result: dict[str, dict] = {}
+    for row in rows:
+        total = result.setdefault(row["source"], {n: v if n in ("source", "files") else 0 for n, v in row.items()})
+        total |= {n: total[n] + v for n, v in row.items() if n not in ("source", "files")}
+    return list(result.values())
 
 
 def check_conservation(counts: Iterable[dict]) -> None:

@@ -29,6 +29,7 @@ _SEXES = {
 }
 _HOURS = 18  # largest offset from UTC that is believed
 _LONGEST = 366 * 86400  # s
+_LONGEST_TREATMENT = 10 * _LONGEST
 
 # what is kept of a record; entry_frame has the rest
 COLUMNS = (
@@ -53,6 +54,7 @@ COLUMNS = (
     "quality",
     "sex",
     "birth_date",
+    "identifiers",
 )
 
 
@@ -112,7 +114,11 @@ _STAMPS = (
 
 
 def _with_wall(df: DataFrame, entries: Sequence[Entry], undecided: Sequence[Entry]) -> DataFrame:
-    """Adds date_order, and wall-clock readings `wall`, `end_wall`, `available_wall`, each with `…_named`: the text has a zone."""
+    """Adds date_order, and wall-clock readings `wall`, `end_wall`, `available_wall`, each with `…_named`: the text has a zone.
+
+    A date without a time of day stands for its first instant as a time (`until_wall` is when the day is over), and for its last as
+    an end or as the instant at which something became known.
+    """
     if undecided:
         rows = df.filter(F.col("entry").isin([e.number for e in undecided]) & F.col("time").isNotNull())
         first = _by_clock(undecided, lambda c: clocks.parsed(F.col("time"), c.formats), "timestamp")
@@ -128,6 +134,12 @@ def _with_wall(df: DataFrame, entries: Sequence[Entry], undecided: Sequence[Entr
         columns[f"{name}_named"] = F.coalesce(
             _by_clock(some, lambda c, t=text: clocks.explicit(F.col(t), c), "boolean"), F.lit(False)
         )
+        dated = [e for e in some if clocks.dated(e.meaning.clock)]
+        over = _by_clock(dated, lambda c, t=text: clocks.until(F.col(t), c, F.col("date_order")), "timestamp")
+        if name == "wall":
+            columns["until_wall"] = over
+        elif dated:
+            columns[name] = F.coalesce(over, columns[name])
     columns["wall"] = F.coalesce("stamp", columns["wall"])
     columns["wall_named"] = F.when(F.col("stamp").isNotNull(), F.col("stamp_named")).otherwise(columns["wall_named"])
     return df.withColumns(columns)
@@ -146,14 +158,16 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
         return F.coalesce(found, F.lit(False))
 
     needs_offset = [e.number for e in timed if e.meaning.clock.zone == "offset"]
+    longest = F.when(F.col("kind") == "treatment", _LONGEST_TREATMENT).otherwise(_LONGEST)
     lasting = F.when(
-        F.col("seconds").between(0, _LONGEST),
+        F.col("seconds").between(0, longest),
         F.timestamp_micros(F.unix_micros("utc") + F.round(F.col("seconds") * 1e6).cast("bigint")),
     )
     return (
         df.withColumns(
             {
                 "utc": instant("wall", timed),
+                "over": _by_clock(timed, lambda c: clocks.to_utc(F.col("until_wall"), F.lit(False), c, offset), "timestamp"),
                 "stated_end": instant("end_wall", [e for e in entries if e.meaning.has_end]),
                 "stated_available": instant("available_wall", [e for e in entries if e.meaning.has_available]),
             }
@@ -162,15 +176,17 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
             {
                 "end_stated": F.col("end").isNotNull() | F.col("duration").isNotNull(),
                 "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("time"), F.col("utc"), c, offset), "int"),
-                "nonexistent": holds(clocks.nonexistent),
+                "nonexistent": holds(clocks.nonexistent) & F.col("over").isNull(),
                 "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
                 "quality": F.concat(
                     _flag(holds(clocks.ambiguous), "ambiguous_local_time"),
                     _flag(F.col("worded"), "saturated"),
                     _flag(_undecodable(df), "undecodable_text"),
+                    _flag(F.col("over").isNotNull(), "date_only"),
+                    F.when(F.col("flags").isNotNull(), F.split("flags", " ")).otherwise(F.array().cast("array<string>")),
                 ),
-                # nothing is known before it has happened
-                "available_at": F.coalesce(F.greatest("stated_available", "utc"), "utc"),
+                # nothing is known before it has happened; what happened on some day is known when the day is over
+                "available_at": F.greatest("stated_available", F.coalesce("over", "utc")),
             }
         )
         .withColumn("end", F.coalesce("stated_end", lasting))
@@ -233,6 +249,8 @@ def _birth_date(entries: Sequence[Entry]) -> Column:
 
     def read(how: tuple[bool, str]) -> Column:
         year_only, pattern = how
+        if pattern == "iso":
+            return F.try_to_timestamp(F.substring(text, 1, 10), F.lit("yyyy-MM-dd")).cast("date")
         text_, pattern_ = (F.concat(text, F.lit("-07-01")), "yyyy-MM-dd") if year_only else (text, pattern)
         return F.try_to_timestamp(text_, F.lit(pattern_)).cast("date")
 

@@ -29,8 +29,9 @@ class Rule:
 
 
 RULES: list[Rule] = []
-EXPOSURE, PATIENT, MEASURED = ("exposure",), ("patient",), ("observation", "exposure")
-ALL = MEASURED + PATIENT
+EXPOSURE, PATIENT, MEASURED, LASTING = ("exposure",), ("patient",), ("observation", "exposure"), ("exposure", "event")
+TIMED = MEASURED + ("event",)
+ALL = TIMED + PATIENT
 
 
 def rule(targets: tuple[str, ...], expected: Callable[[Entry], str]):
@@ -56,33 +57,33 @@ def missing_patient() -> Column:
     return F.col("patient_id").isNull()
 
 
-@rule(MEASURED, lambda e: f"column {_times(e)}: a time stamp")
+@rule(TIMED, lambda e: f"column {_times(e)}: a time stamp")
 def missing_time() -> Column:
     return F.col("no_time")
 
 
-@rule(MEASURED, lambda e: f"column {_times(e)}: day and month can be told apart in the file")
+@rule(TIMED, lambda e: f"column {_times(e)}: day and month can be told apart in the file")
 def ambiguous_date() -> Column:
     return F.col("date_order") == "ambiguous"
 
 
-@rule(MEASURED, lambda e: f"column {_times(e)}: {' or '.join(e.meaning.clock.formats)}")
+@rule(TIMED, lambda e: f"column {_times(e)}: {' or '.join(e.meaning.clock.formats)}")
 def unparsable_time() -> Column:
     return F.col("wall").isNull()
 
 
-@rule(MEASURED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within 18 hours")
+@rule(TIMED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within 18 hours")
 def unparsable_offset() -> Column:
     faulty = F.col("offset_minutes").isNull() | (F.abs("offset_minutes") > 18 * 60)
     return F.when(F.col("needs_offset"), faulty).otherwise(F.col("offset").isNotNull() & faulty)
 
 
-@rule(MEASURED, lambda e: f"column {_times(e)}: a local time that exists in {e.meaning.clock.zone}")
+@rule(TIMED, lambda e: f"column {_times(e)}: a local time that exists in {e.meaning.clock.zone}")
 def nonexistent_local_time() -> Column:
     return F.col("nonexistent")
 
 
-@rule(MEASURED, lambda e: f"column {_times(e)}: a time from {_EARLIEST} to {_LATEST}")
+@rule(TIMED, lambda e: f"column {_times(e)}: a time from {_EARLIEST} to {_LATEST}")
 def implausible_time() -> Column:
     return ~F.col("utc").between(F.lit(_EARLIEST).cast("timestamp"), F.lit(_LATEST).cast("timestamp"))
 
@@ -133,12 +134,12 @@ def out_of_range() -> Column:
     return (value > F.col("high")) | (value < low) | (F.col("low_open") & (value == low))
 
 
-@rule(EXPOSURE, lambda e: "the end or duration can be read and is not before the start")
+@rule(LASTING, lambda e: "the end or duration can be read and is not before the start")
 def unparsable_end() -> Column:
     return F.col("end_stated") & (F.col("end").isNull() | (F.col("end") < F.col("utc")))
 
 
-@rule(MEASURED, lambda e: "the instant at which the record became known: a time stamp in the format of the record's own")
+@rule(TIMED, lambda e: "the instant at which the record became known: a time stamp in the format of the record's own")
 def unparsable_available_at() -> Column:
     return F.col("available").isNotNull() & F.col("stated_available").isNull()
 
@@ -160,7 +161,9 @@ def unparsable_birth_date() -> Column:
 
 def _concerned(targets: tuple[str, ...]) -> Column:
     flags = {
-        ALL: F.col("measured") | F.col("person"),
+        ALL: F.col("timed") | F.col("person"),
+        TIMED: F.col("timed"),
+        LASTING: F.col("lasting"),
         MEASURED: F.col("measured"),
         EXPOSURE: F.col("exposed"),
         PATIENT: F.col("person"),

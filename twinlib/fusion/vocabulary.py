@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from functools import cached_property, reduce
 from importlib import resources
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from twinlib.config import Strict, read_yaml, validate
 from twinlib.errors import ConfigError
+
+BUILT_IN = ("vocabulary.yaml", "vocabulary_ehr.yaml")
+KINDS = ("dose", "rate", "treatment")
+HIERARCHIES = ("icd10", "icd9", "atc")  # code systems in which a code stands for all that begin with it
+SYSTEMS = ("loinc", "snomed", "rxnorm", "icd10", "icd9", "atc", "act", "omop", "names")
+
+
+def _system(name: str) -> str:
+    if name not in SYSTEMS and ":" not in name:
+        raise ValueError(f"unknown code system {name!r}; expected one of {', '.join(SYSTEMS)}, or the URI of another one")
+    return name
+
+
+System = Annotated[str, AfterValidator(_system)]
+Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, int | float) and not isinstance(v, bool) else v)]
 
 
 class Range(Strict):
@@ -98,20 +114,32 @@ class Signal(Quantity):
 
 
 class Agent(Quantity):
-    """`dose` and `rate` (per hour) are the kinds of exposure that exist, with their plausible ranges.
+    """`dose`, `rate` (per hour) and `treatment` (in force) are the kinds of exposure that exist, with their plausible ranges.
 
     same_instant: `conflict` = two amounts at one instant contradict each other; `add` = both were given or eaten.
     """
 
     dose: Range | None = None
     rate: Range | None = None
+    treatment: Range | None = None
     same_instant: Literal["conflict", "add"] = "conflict"
 
 
+class Event(Strict):
+    """Something that happened or was in force, without a number: a condition, a visit, death."""
+
+    meaning: str = ""
+
+
 class Vocabulary(Strict):
+    """codes: name of a signal, agent or event -> code system, `omop` or `names` -> codes. omop_units: unit concept id -> unit."""
+
     signals: dict[str, Signal] = {}
     agents: dict[str, Agent] = {}
+    events: dict[str, Event] = {}
     unit_aliases: dict[str, str] = {}
+    codes: dict[str, dict[System, tuple[Text, ...]]] = {}
+    omop_units: dict[int, str] = {}
 
     @property
     def sensors(self) -> dict[str, Sensor]:
@@ -120,7 +148,17 @@ class Vocabulary(Strict):
 
     @cached_property
     def names(self) -> str:
-        return f"signals {', '.join(self.signals)}; agents {', '.join(self.agents)}"
+        return f"signals {', '.join(self.signals)}; agents {', '.join(self.agents)}; events {', '.join(self.events)}"
+
+    def event(self, name: str, where: str) -> Event:
+        """Raises ConfigError where the event is unknown."""
+        if name not in self.events:
+            raise ConfigError(f"{where}: unknown event {name!r}; known: {', '.join(self.events)}")
+        return self.events[name]
+
+    def coded(self, known: Mapping[str, object], system: str) -> dict[str, tuple[str, ...]]:
+        """Codes of a system by name, of those `known` signals, agents or events that have any."""
+        return {n: self.codes[n][system] for n in known if self.codes.get(n, {}).get(system)}
 
     def signal(self, name: str, where: str) -> Signal:
         """Raises ConfigError where the signal is unknown."""
@@ -133,22 +171,35 @@ class Vocabulary(Strict):
         if name not in self.agents:
             raise ConfigError(f"{where}: unknown agent {name!r}; known: {', '.join(self.agents)}")
         agent = self.agents[name]
-        plausible = agent.rate if kind == "rate" else agent.dose
+        plausible = getattr(agent, kind)
         if plausible is None:
-            kinds = [k for k in ("dose", "rate") if getattr(agent, k)]
+            kinds = [k for k in KINDS if getattr(agent, k)]
             raise ConfigError(f"{where}: {name} has no kind {kind!r}; expected {' or '.join(kinds)}")
         return agent, plausible
 
 
 def load_vocabulary(path: str | None = None) -> Vocabulary:
-    """The built-in vocabulary, with the entries of the YAML file `path` added or replaced. Raises ConfigError."""
-    builtin = yaml.safe_load(resources.files(__package__).joinpath("vocabulary.yaml").read_text(encoding="utf-8"))
-    base = validate(Vocabulary, builtin, "vocabulary.yaml")
-    if path is None:
-        return base
-    more = validate(Vocabulary, read_yaml(path), path)
-    return Vocabulary(
-        signals={**base.signals, **more.signals},
-        agents={**base.agents, **more.agents},
-        unit_aliases={**base.unit_aliases, **more.unit_aliases},
+    """The built-in vocabulary with the entries of the YAML file `path` added or replaced; codes are added to. Raises ConfigError."""
+    built_in = [(yaml.safe_load(resources.files(__package__).joinpath(f).read_text(encoding="utf-8")), f) for f in BUILT_IN]
+    parts = [validate(Vocabulary, data, name) for data, name in [*built_in, *([(read_yaml(path), path)] if path else [])]]
+    whole = Vocabulary(
+        codes=_added(p.codes for p in parts),
+        **{
+            field: reduce(lambda a, b: a | b, (getattr(p, field) for p in parts))
+            for field in ("signals", "agents", "events", "unit_aliases", "omop_units")
+        },
     )
+    unknown = sorted(set(whole.codes) - set(whole.signals) - set(whole.agents) - set(whole.events))
+    if unknown:
+        raise ConfigError(f"{path}: codes: {', '.join(unknown)}: no signal, agent or event of that name")
+    return whole
+
+
+def _added(parts: Iterable[Mapping[str, Mapping[str, tuple[str, ...]]]]) -> dict[str, dict[str, tuple[str, ...]]]:
+    result: dict[str, dict[str, tuple[str, ...]]] = {}
+    for part in parts:
+        for name, systems in part.items():
+            known = result.setdefault(name, {})
+            for system, codes in systems.items():
+                known[system] = tuple(dict.fromkeys((*known.get(system, ()), *codes)))
+    return result

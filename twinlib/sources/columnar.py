@@ -1,6 +1,7 @@
 """Parquet files read by Spark itself: numbers and instants keep their types, and only the different patient ids pass through Python.
 
-What a file may hold for this path: columns of texts, numbers, truth values, dates and instants, and the patient in a column or a constant.
+What a file may hold for this path: columns of texts, numbers, truth values, dates and instants, and the patient in a column or a constant;
+and entries that choose rows by `when` and `unless` only (`Entry.plain`).
 All other files, and those that cannot be opened, go through Arrow (`mapped.extract`), which also says what is wrong with them. The path
 of a file stands in the plan here; where it holds the patient's id it never comes this way.
 """
@@ -37,7 +38,8 @@ def uri(root: str) -> str:
 def split(group: FileGroup, files: list[File], system, base: str, needed: set[str]) -> tuple[dict[pa.Schema, list[File]], list[File]]:
     """(files that Spark can read and that are worth it, by schema; the others)."""
     ours: dict[pa.Schema, list[File]] = {}
-    if group.format == "parquet" and not group.patient.file:
+    simple = not group.patient.file and not group.unpivot and not group.device and all(e.plain and not e.present for e in group.entries)
+    if group.format == "parquet" and simple:
         rows: dict[pa.Schema, int] = {}
         for file in files:
             schema, n = _footer(file, system) if _SAFE.fullmatch(base.split("://")[1] + file.relative) else (None, 0)
@@ -178,7 +180,7 @@ def _record(group: FileGroup, columns: dict[str, Column]) -> Column:
 
     def shown(name: str, column: Column) -> Column:
         text = column.cast("string")
-        if name in group.hide:
+        if name in group.hidden:
             return F.when(text == "", text).otherwise(F.when(text.isNotNull(), F.lit("(hidden)")))
         if name == group.patient.column:
             return F.col("patient_id")

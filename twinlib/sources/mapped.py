@@ -15,9 +15,10 @@ from pyspark.sql import DataFrame, SparkSession
 from twinlib.errors import DataError
 from twinlib.sources import columnar
 from twinlib.sources.blocks import Block, Unreadable
+from twinlib.sources.choice import known_rows, marks, meets
 from twinlib.sources.files import File, filesystem, find, select
 from twinlib.sources.mapping import SECONDS, SPARSE, Entry, FileGroup, Mapping
-from twinlib.sources.pseudonym import pseudonym, pseudonyms
+from twinlib.sources.pseudonym import pseudonym, pseudonyms, tokens
 from twinlib.sources.readers import header, read
 from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning, Part
 from twinlib.sources.verbatim import masker, verbatim
@@ -33,17 +34,17 @@ def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning,
         if len(group.entries) > 1 or group.entries[0].name:
             yield Meaning(base, base, f"{path}: files {group.name}", "none"), group, None
         for entry in group.entries:
-            target = "patient" if entry.patient else "observation" if entry.observation else "exposure"
+            target = "patient" if entry.patient else "observation" if entry.observation else "exposure" if entry.exposure else "event"
             yield (
                 Meaning(
                     source=f"{base}.{entry.name}" if entry.name else base,
                     group=base,
                     where=f"{path}: files {group.name}, entry {entry.name or target}",
                     target=target,
-                    name=entry.observation or entry.exposure or "",
+                    name=entry.name_of_target,
                     kind=entry.kind if entry.exposure else None,
                     clock=group.clock(entry),
-                    value=entry.value,
+                    value=entry.number,
                     duration_seconds=SECONDS[entry.duration.unit] if entry.duration else None,
                     attributes=entry.patient,
                     has_end=entry.end is not None,
@@ -63,6 +64,8 @@ class MappedSource:
         self.only: frozenset[str] | None = None
         self._parts = tuple(_meanings(mapping, self.name, path))
         self.meanings = tuple(m for m, _, _ in self._parts)
+        self.namespace = mapping.namespace
+        self.described = mapping.model_dump_json()  # all of its configuration, for the fingerprint of a run
 
     def restricted(self, names: Iterable[str]) -> MappedSource:
         """The same source with some of its files only, by relative path; a glob may then match none."""
@@ -101,7 +104,7 @@ class MappedSource:
             problem = ""
             for file in files[:HEADERS_CHECKED]:
                 try:
-                    with _open(system, group, file) as stream:
+                    with opened(system, group, file) as stream:
                         names |= set(header(group, stream))
                 except Unreadable as e:
                     problem = f" ({e.detail})"
@@ -138,7 +141,7 @@ class MappedSource:
 
     def _extracted(self, spark: SparkSession, jobs: list[_Job], key: bytes) -> DataFrame:
         """The list of files travels inside the function: no path, and so no id, is in a plan."""
-        tasks = _balance(jobs, spark.sparkContext.defaultParallelism)
+        tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
         root, namespace = self.root, self.mapping.namespace
 
         def extract_files(batches):
@@ -175,7 +178,7 @@ def _columns(layout: Layout) -> set[str]:
     return set().union(*(layout.group.columns(e) for _, e in layout.entries))
 
 
-def _balance(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
+def balanced(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     """Files spread over tasks of about equal size, largest first."""
     total = sum(j.file.size for j in jobs)
     n = max(1, min(len(jobs), max(parallelism, -(-total // TASK_BYTES))))
@@ -187,7 +190,7 @@ def _balance(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     return tasks
 
 
-def _open(system, group: FileGroup, file: File):
+def opened(system, group: FileGroup, file: File):
     """Parquet needs to seek; texts are read through, and unpacked where their names end in .gz, .bz2 or .zst."""
     return system.open_input_file(file.path) if group.format == "parquet" else system.open_input_stream(file.path)
 
@@ -205,7 +208,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
     def faults(rows: list[tuple[int | None, str, str, str]]) -> pa.RecordBatch:
         lines, codes, details, texts = zip(*rows)
         n = len(rows)
-        return _batch(
+        return batch(
             n,
             entry=[layout.own] * n,
             file=[shown] * n,
@@ -217,7 +220,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
         )
 
     try:
-        with _open(system, group, file) as stream:
+        with opened(system, group, file) as stream:
             for block in read(group, stream, needed, required):
                 ids = _patients(group, block, known, key, namespace)
                 if block.faulty:
@@ -233,10 +236,10 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
                 ignored += int((~wanted).sum())
     except Unreadable as e:
         yield faults([(None, e.code, e.detail, "{}")])
-    yield _batch(1, entry=[layout.own], file=[shown], ignored=[ignored])
+    yield batch(1, entry=[layout.own], file=[shown], ignored=[ignored])
 
 
-def _batch(n: int, **columns) -> pa.RecordBatch:
+def batch(n: int, **columns) -> pa.RecordBatch:
     """A batch of n rows; absent columns are null."""
     arrays = [
         columns[f.name]
@@ -274,8 +277,12 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
             chosen &= hit.to_numpy(zero_copy_only=False) == wanted
     for column in entry.present:
         chosen &= _cell(group, block.columns[column]).is_valid().to_numpy(zero_copy_only=False)
-    if entry.optional and entry.value and entry.value.column:
-        chosen &= _cell(group, block.columns[entry.value.column]).is_valid().to_numpy(zero_copy_only=False)
+    stated = entry.value.column if entry.value else group.clock(entry).column[0] if entry.number or entry.event else None
+    if entry.optional and stated:
+        chosen &= _cell(group, block.columns[stated]).is_valid().to_numpy(zero_copy_only=False)
+    if entry.codes:
+        coded, named = known_rows(entry.codes, block.columns)
+        chosen &= coded | named
     return chosen
 
 
@@ -300,7 +307,7 @@ def _select(
     def cell(name: str | None) -> pa.Array:
         return _cell(group, columns[name]) if name else pa.nulls(n, pa.string())
 
-    clock, value, attributes = group.clock(entry), entry.value, entry.patient
+    clock, value, attributes = group.clock(entry), entry.number, entry.patient
     times = [cell(c) for c in clock.column] if clock else []
     fields = {
         "time": times[0] if len(times) == 1 else pc.binary_join_element_wise(*times, " ") if times else cell(None),
@@ -319,9 +326,21 @@ def _select(
         fields["part"] = pa.array(block.parts[chosen])
     if group.device:
         fields["device"] = pc.utf8_slice_codeunits(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"]), 0, 12)
+    flags = {name: meets(conditions, columns, n) for name, conditions in entry.flags.items()}
+    if entry.codes and entry.codes.words:
+        flags["by_name"] = known_rows(entry.codes, columns)[1]
+    if flags:
+        fields["flags"] = marks(flags, n)
+    for code, conditions in entry.refuse.items():
+        faulty = pa.array(meets(conditions, columns, n))
+        fields["fault"] = pc.if_else(faulty, code, fields.get("fault", pa.nulls(n, pa.string())))
+        fields["detail"] = pc.if_else(faulty, f"columns {', '.join(conditions)}", fields.get("detail", pa.nulls(n, pa.string())))
+    if attributes and attributes.identifiers:
+        stated = [tokens(key, system, cell(c)) for system, c in attributes.identifiers.items()]
+        fields["identifiers"] = pc.binary_join_element_wise(*stated, " ", null_handling="skip")
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
-    return _batch(
+    return batch(
         n,
         entry=pa.array(np.full(n, number, np.int32)),
         file=pa.array([shown], pa.string()).take(pa.array(np.zeros(n, np.int64))),

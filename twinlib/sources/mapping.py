@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from twinlib.config import Strict, read_yaml, validate
+from twinlib.errors import ConfigError
+from twinlib.fusion.vocabulary import HIERARCHIES, System, Vocabulary
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Scalar = Annotated[
@@ -128,14 +130,42 @@ class Duration(Strict):
     unit: Literal[tuple(SECONDS)]
 
 
+class Codes(Strict):
+    """Rows chosen by a code: those in `values`, or, where the entry is for all that the vocabulary knows ("*"), its codes of `system`.
+
+    prefix: what stands before the code in the column (one text or several). below: a code stands for all that begin with it. names: a column with the name in words; a row that is known by one of `words`
+    only is flagged `by_name`.
+    """
+
+    column: str
+    system: System | None = None
+    prefix: Texts = ("",)
+    below: bool = False
+    names: str | None = None
+    values: Texts = ()
+    words: Texts = ()
+
+    @model_validator(mode="after")
+    def _one_way(self):
+        if (self.system is None) != bool(self.values or self.words):
+            raise ValueError("give exactly one of `system`, and `values` or `words`")
+        if self.words and self.names is None:
+            raise ValueError("`words` needs `names`")
+        return self
+
+
 class Attributes(Strict):
-    """Stable attributes of a patient. `sex_values` maps the file's codes to female, male, other, unknown."""
+    """Stable attributes of a patient. `sex_values` maps the file's codes to female, male, other, unknown.
+
+    identifiers: identifier system -> column, for finding one person in several sources (`identity` of the run).
+    """
 
     sex: str | None = None
     sex_values: dict[Scalar, Literal["female", "male", "other", "unknown"]] = {}
     birth_date: str | None = None
     birth_date_format: str = "yyyy-MM-dd"
     birth_year: str | None = None
+    identifiers: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_birth(self):
@@ -145,7 +175,11 @@ class Attributes(Strict):
 
 
 class Entry(Strict):
-    """One kind of record that rows of a file give; exactly one of observation, exposure and patient."""
+    """One kind of record that rows of a file give; exactly one of observation, exposure, event and patient.
+
+    With `codes`, observation, exposure or event may be "*": one entry each for all that the vocabulary has codes for. A unit
+    `canonical` is then that of the signal or agent. flags: quality flag -> rows it is set on. refuse: reason -> rows refused for it.
+    """
 
     name: Name | None = None
     when: Filter = {}
@@ -154,7 +188,11 @@ class Entry(Strict):
     optional: bool = False  # a row without a value is of no interest, instead of faulty
     observation: str | None = None
     exposure: str | None = None
-    kind: Literal["dose", "rate"] = "dose"
+    event: str | None = None
+    codes: Codes | None = None
+    flags: dict[Name, Filter] = {}
+    refuse: dict[Literal["not_in_force", "value_absent"], Filter] = {}
+    kind: Literal["dose", "rate", "treatment"] = "dose"
     value: Value | None = None
     time: Clock | None = None
     end: str | None = None
@@ -165,26 +203,47 @@ class Entry(Strict):
 
     @model_validator(mode="after")
     def _consistent(self):
-        if sum(x is not None for x in (self.observation, self.exposure, self.patient)) != 1:
-            raise ValueError("give exactly one of `observation`, `exposure` and `patient`")
-        if (self.patient is None) == (self.value is None):
+        if sum(x is not None for x in (self.observation, self.exposure, self.event, self.patient)) != 1:
+            raise ValueError("give exactly one of `observation`, `exposure`, `event` and `patient`")
+        if self.number is None and not (self.patient or self.event):
             raise ValueError("an observation or exposure needs `value`; a patient has none")
+        if self.value and (self.patient or self.event):
+            raise ValueError("a patient or an event has no `value`")
         if self.exposure is None:
-            extra = [k for k in ("end", "duration", "label") if getattr(self, k) is not None]
+            extra = [k for k in ("end", "duration", "label") if getattr(self, k) is not None and not self.event]
             if extra or "kind" in self.model_fields_set:
                 raise ValueError(f"{', '.join(extra) or 'kind'} goes with an exposure only")
+        if self.name_of_target == "*" and (self.codes is None or self.codes.system is None):
+            raise ValueError("`*` needs `codes` with a `system`")
         if self.end is not None and self.duration is not None:
             raise ValueError("give at most one of `end` and `duration`")
         return self
 
     @property
+    def plain(self) -> bool:
+        """Whether rows are chosen by `when` and `unless` only, and none is flagged or refused."""
+        identified = bool(self.patient and (self.patient.identifiers or self.patient.birth_date_format == "iso"))
+        return not (self.codes or self.flags or self.refuse or self.event or identified or self.exposure and self.value is None)
+
+    @property
+    def number(self) -> Value | None:
+        """The value; a treatment without one is in force: 1."""
+        return self.value or (Value(constant=1, unit="1") if self.exposure and self.kind == "treatment" else None)
+
+    @property
+    def name_of_target(self) -> str:
+        return self.observation or self.exposure or self.event or ""
+
+    @property
     def columns(self) -> set[str]:
         """Columns the entry reads from a file, the clock's aside."""
-        v, p = self.value, self.patient
+        v, p, k = self.value, self.patient, self.codes
         named = [self.end, self.duration and self.duration.column, self.available_at, self.label]
         named += [v.column, v.unit_column] if v else []
-        named += [p.sex, p.birth_date, p.birth_year] if p else []
-        return {c for c in named if c} | set(self.when) | set(self.unless) | set(self.present)
+        named += [p.sex, p.birth_date, p.birth_year, *p.identifiers.values()] if p else []
+        named += [k.column, k.names] if k else []
+        filters = (self.when, self.unless, *self.flags.values(), *self.refuse.values())
+        return {c for c in named if c} | {c for f in filters for c in f} | set(self.present)
 
 
 class Unpivot(Strict):
@@ -239,6 +298,12 @@ class FileGroup(Strict):
                 raise ValueError(f"files {self.name}: `time` is missing")
         return self
 
+    @property
+    def hidden(self) -> set[str]:
+        """Columns whose texts must not leave the file: those of `hide`, and identifiers."""
+        named = {c for e in self.entries if e.patient for c in e.patient.identifiers.values()}
+        return {*self.hide, *named} - {self.patient.column}
+
     def clock(self, entry: Entry) -> Clock | None:
         return None if entry.patient else entry.time or self.time
 
@@ -286,3 +351,33 @@ class Mapping(Strict):
 def load_mapping(path: str | Path) -> Mapping:
     """The mapping in a YAML file. Raises ConfigError with every problem and its place."""
     return validate(Mapping, read_yaml(path), path)
+
+
+def expanded(mapping: Mapping, vocabulary: Vocabulary, path: str) -> Mapping:
+    """The mapping with an entry for each signal, agent or event in place of those for all ("*"). Raises ConfigError."""
+    groups = [
+        g.model_copy(update={"entries": tuple(x for e in g.entries for x in _by_code(e, vocabulary, f"{path}: files {g.name}"))})
+        for g in mapping.files
+    ]
+    return mapping.model_copy(update={"files": tuple(groups)})
+
+
+def _by_code(entry: Entry, vocabulary: Vocabulary, where: str) -> list[Entry]:
+    if entry.name_of_target != "*":
+        return [entry]
+    target = "observation" if entry.observation else "exposure" if entry.exposure else "event"
+    agents = {n: a for n, a in vocabulary.agents.items() if getattr(a, entry.kind)}
+    known = {"observation": vocabulary.signals, "exposure": agents, "event": vocabulary.events}[target]
+    codes = vocabulary.coded(known, entry.codes.system)
+    words = vocabulary.coded(known, "names") if entry.codes.names else {}
+    found = []
+    for name in [n for n in known if n in codes or n in words]:
+        values = tuple(p + c for p in entry.codes.prefix for c in codes.get(name, ()))
+        chosen = entry.codes.model_copy(update={"values": values, "words": words.get(name, ()), "below": entry.codes.system in HIERARCHIES})
+        change: dict = {target: name, "codes": chosen}
+        if entry.value and entry.value.unit == "canonical":
+            change["value"] = entry.value.model_copy(update={"unit": known[name].unit})
+        found.append(entry.model_copy(update=change))
+    if not found:
+        raise ConfigError(f"{where}: the vocabulary has no {entry.codes.system} codes for any {target}")
+    return found

@@ -1,6 +1,6 @@
 """The seam between sources and fusion: raw records as text, one schema for every kind of source.
 
-A source (mapped files today; OMOP and FHIR later) gives `entries`, which say what its records mean, and `records`, the
+A source (mapped files, OMOP, FHIR) gives `meanings`, which say what its records mean, and `records`, the
 frame of RECORDS. Units, clocks, rules, duplicates, quarantine and counts are the same for all of them.
 """
 
@@ -15,11 +15,13 @@ from pyspark.sql import DataFrame, SparkSession
 from twinlib.sources.mapping import Attributes, Clock, Value
 
 # One row per record that an entry selects; besides, one row per file with `ignored` set and nothing else (the tally).
-# Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a reason code found while reading, `detail` its expectation.
+# Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a reason code found
+# while reading, `detail` its expectation. `flags` are quality flags and `identifiers` keyed hashes of the patient's identifiers, each
+# separated by a space.
 RECORDS = (
     "entry int, file string, line bigint, part int, patient_id string, time string, end string, available string, offset string, "
     "value string, unit string, duration string, label string, device string, sex string, birth_date string, "
-    "fault string, detail string, record string, ignored bigint"
+    "flags string, identifiers string, fault string, detail string, record string, ignored bigint"
 )
 _ARROW = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string()}
 RECORDS_ARROW = pa.schema([(name, _ARROW[kind]) for name, kind in (column.split() for column in RECORDS.split(", "))])
@@ -27,7 +29,7 @@ RECORDS_ARROW = pa.schema([(name, _ARROW[kind]) for name, kind in (column.split(
 
 @dataclass(frozen=True)
 class Meaning:
-    """What the records of one entry are. `where` is its place for error messages.
+    """What the records of one entry are. `where` is its place for error messages; entries of one `source` are counted together.
 
     target none: the layout of a file itself, which holds rows that no entry wants or that cannot be split in fields.
     """
@@ -35,9 +37,9 @@ class Meaning:
     source: str
     group: str
     where: str
-    target: Literal["observation", "exposure", "patient", "none"]
+    target: Literal["observation", "exposure", "event", "patient", "none"]
     name: str = ""
-    kind: Literal["dose", "rate"] | None = None
+    kind: Literal["dose", "rate", "treatment"] | None = None
     clock: Clock | None = None
     value: Value | None = None
     duration_seconds: float | None = None
@@ -64,6 +66,7 @@ class Source(Protocol):
     """`records(first)` numbers its entries from `first` in the order of `meanings`."""
 
     name: str
+    namespace: str  # of its patients' ids
     meanings: tuple[Meaning, ...]
 
     def check(self) -> None:

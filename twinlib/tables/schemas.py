@@ -85,13 +85,41 @@ EXPOSURES = Table(
     (
         _patient(),
         Column("agent", _text, "what was given or eaten: insulin_bolus, insulin_basal, insulin_long_acting, carbohydrate, …", nullable=False),
-        Column("kind", _text, "how `amount` is to be read", nullable=False, values=("dose", "rate")),
+        Column("kind", _text, "how `amount` is to be read", nullable=False, values=("dose", "rate", "treatment")),
         Column("start", _time, "start (UTC)", nullable=False),
-        Column("end", _time, "end (UTC) where the source states one; a rate without end holds until the next rate"),
-        Column("amount", _real, "dose in the agent's canonical unit (U, g), or its rate per hour (U/h)", "by agent and kind", nullable=False),
+        Column("end", _time, "end (UTC) where the source states one; a rate without end holds until the next rate; the end of a treatment may have become known later than `available_at`"),
+        Column("amount", _real, "dose in the agent's canonical unit (U, g), its rate per hour (U/h), or 1 for a treatment in force", "by agent and kind", nullable=False),
         Column("label", _text, "free label of the source in lower case, such as the meal (breakfast, lunch, …)"),
         Column("utc_offset_minutes", _int, "local time minus UTC at the start, where known", "min"),
         *_provenance(),
+    ),
+)
+
+EVENTS = Table(
+    "events",
+    "One row per accepted condition, visit or death.",
+    ("patient_id", "event", "start", "source", "file", "line"),  # several visits may begin at one instant
+    (
+        _patient(),
+        Column("event", _text, "what happened or was in force (see twinlib/fusion/vocabulary_ehr.yaml: diabetes_type_2, visit_inpatient, death, …)", nullable=False),
+        Column("start", _time, "start or onset (UTC)", nullable=False),
+        Column("end", _time, "end (UTC) where the source states one; it may have become known later than `available_at`"),
+        Column("label", _text, "name or code in the source, in lower case"),
+        Column("utc_offset_minutes", _int, "local time minus UTC at the start, where known", "min"),
+        *_provenance(),
+    ),
+)
+
+IDENTITIES = Table(
+    "identities",
+    "One row per person of a source who was found to be, or might be, a person known under another id.",
+    ("patient_id", "source_patient_id", "source"),
+    (
+        Column("patient_id", _text, "pseudonym that stands in all other tables", nullable=False),
+        Column("source_patient_id", _text, "pseudonym of the person's own id in the source", nullable=False),
+        Column("source", _text, "name of the source", nullable=False),
+        Column("status", _text, "linked: one person; conflict: the evidence contradicts itself and nothing was merged", nullable=False, values=("linked", "conflict")),
+        Column("reason", _text, "crosswalk, identifier, or for a conflict shared_identifier (one identifier, two people of a source), chain (links lead to two people of a source), crosswalk (one id, two persons)", nullable=False),
     ),
 )
 
@@ -118,7 +146,7 @@ INGEST_COUNTS = Table(
     (
         Column("source", _text, "name of the mapping", nullable=False),
         Column("files", _long, "files read", nullable=False),
-        Column("rows_ignored", _long, "rows that the mapping declares to be of no interest (not part of rows_read)", nullable=False),
+        Column("rows_ignored", _long, "rows that the mapping declares to be of no interest, or whose code the vocabulary does not know (not part of rows_read)", nullable=False),
         Column("rows_read", _long, "records that the mapping selects", nullable=False),
         Column("accepted", _long, "records that stand in observations, exposures or patients", nullable=False),
         Column("duplicates", _long, "exact repetitions, and losers of a conflict at the same instant", nullable=False),
@@ -433,7 +461,7 @@ RUNS = Table(
 TABLES = {
     t.name: t
     for t in (
-        PATIENTS, OBSERVATIONS, EXPOSURES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
+        PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
         POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS,
         TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
     )
