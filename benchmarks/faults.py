@@ -12,6 +12,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from twinlib.config import GenerateConfig, RunConfig
@@ -64,6 +65,7 @@ def measure(spark, folder: Path, patients: int, days: int = 14, seed: int = 7) -
     accepted = pa.concat_tables([o.toArrow() for o in observed])
     refused = got.quarantine.select("file", "line", "reason").toArrow()
     got.release()
+    pq.write_table(accepted, folder / "accepted.parquet"), pq.write_table(refused, folder / "refused.parquet")  # to look at
     return score(root, accepted, refused, patients)
 
 
@@ -94,11 +96,11 @@ def score(root: Path, accepted: pa.Table, refused: pa.Table, patients: int) -> d
                 ANTI JOIN (SELECT file, line FROM accepted UNION SELECT file, line FROM refused) USING (file, line)
         """)
         recall = dict(db.execute("""
-            SELECT fault, avg(found) FROM (
+            SELECT fault, avg(found::INT) FROM (
                 SELECT fault, file, line, count(s.sign) > 0 AS found FROM planted JOIN signs USING (fault) LEFT JOIN said s USING (file, line, sign) GROUP BY ALL
             ) GROUP BY fault""").fetchall())
         precision = dict(db.execute("""
-            SELECT n.fault, avg(true_) FROM (
+            SELECT n.fault, avg(true_::INT) FROM (
                 SELECT sign, file, line, EXISTS (FROM planted p JOIN signs n USING (fault) WHERE p.file = s.file AND p.line = s.line AND n.sign = s.sign) AS true_
                 FROM said s WHERE sign <> 'right' AND sign IN (SELECT sign FROM signs)
             ) JOIN signs n USING (sign) GROUP BY n.fault""").fetchall())
