@@ -182,7 +182,7 @@ def fuse(
     }
     counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
-        patients=_patients(spark, survey, counted["patient"].frame.filter("kept"), entries),
+        patients=_patients(spark, survey, counted["patient"].frame, entries),
         observations=_observations(counted["observation"].frame.filter("kept"), entries, sensors),
         exposures=_exposures(counted["exposure"].frame.filter("kept")),
         events=_events(counted["event"].frame.filter("kept")),
