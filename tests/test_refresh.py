@@ -95,7 +95,7 @@ def test_a_second_run_does_nothing_and_a_changed_patient_is_the_only_one_done_ag
 
     glucose = sorted((Path(first.config.generate.root) / "t1d_uom" / "Glucose Data").glob("*.csv"))[0]
     with glucose.open("ab") as file:
-        file.write(b"07/01/2026 03:02,9.9\r\n")
+        file.write(b"07/01/2026 03:02,5.6\r\n")
     changed = night(path, spark)
     counts = {r.stage: r.counts for r in changed.storage.read(schemas.RUNS).where(F.col("run_id") == changed.runs.run_id).collect()}
     assert counts["fit"]["episodes_fitted"] == 1 and counts["simulate"]["episodes_simulated"] == 1

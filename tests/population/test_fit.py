@@ -1,5 +1,7 @@
 """Fitting rows of timelines: a status for every row, and no row changes another."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from tests.models.test_batch import table, timeline
 from twinlib.config import FitConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.models.glucose_insulin import MODEL
-from twinlib.population import priors
+from twinlib.population import fit, priors
 from twinlib.population.fit import Fitter
 
 
@@ -50,3 +52,14 @@ def test_a_converged_twin_has_sensible_figures(fitter):
     for s in row["summary"]:
         assert s["q05"] < s["q50"] < s["q95"] and s["sd"] > 0 and 0 < s["shrinkage"] < 2
     assert not {r["parameter"]: r for r in row["summary"]}["flux_correlation_time"]["shrinkage"] > 1
+
+
+def test_a_twin_that_is_integrated_too_coarsely_fails_alone(fitter, monkeypatch):
+    """A gut that empties faster than the step can follow, told by the step's half, is a status of that patient."""
+    prior = np.array(fitter.prior.mean)
+    prior[3] = np.log(1.12)  # per minute: 2.8 per step, just beyond what Runge-Kutta can follow
+    fast = Fitter(fitter.kernel, replace(fitter.prior, mean=prior, covariance=np.diag(np.where(np.arange(8) == 3, 1e-4, 0.1) ** 2)), FitConfig(), 1)
+    row = fast.run(table(day(1)))[0]
+    assert (row["status"], row["reason"]) == ("failed", "integration_error") and "draws" not in row
+    monkeypatch.setattr(fit, "COARSEST", np.inf)
+    assert fast.run(table(day(1)))[0]["status"] == "converged"

@@ -143,7 +143,7 @@ def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: in
             dead = ~np.isfinite(total)
             weights = np.where(dead[:, None], 1.0 / ratio.shape[1], np.exp(ratio - total[:, None]))
             centre, scale = _adapted(draws, weights, cov)
-    pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
+        pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
     effective, most = 1.0 / (weights**2).sum(1), counts.sum() ** 2 / (counts**2).sum()
     error = np.sqrt(np.maximum(1.0 / effective - 1.0 / most, 0.0))  # delta method on the mean of the ratios
     none = lambda x: np.where(dead, np.nan, x)  # noqa: E731

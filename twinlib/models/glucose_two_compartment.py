@@ -22,7 +22,7 @@ RENAL_RATE, RENAL_THRESHOLD = quantity(0.0005, "1/min"), quantity(180.0, "mg/dL"
 PRODUCTION_CORNER = quantity(0.05, "mg/dL/min")  # softness of the floor of production
 UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL")
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
-ONSET, RESET = 5.0, quantity(0.64, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (2 steps: to 7 %)
+ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
 WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
@@ -56,7 +56,7 @@ class GlucoseTwoCompartment(Model):
         ("slowest_emptying_rate", "1/min", 0.0093, 0.5),
         ("slowing_share", "", 0.79, 0.9, "logit"),
         ("quickening_share", "", 0.153, 0.38, "logit"),
-        ("glucose_absorption_rate", "1/min", 0.146, 1.0),
+        ("glucose_absorption_rate", "1/min", 0.12, 0.6),
         ("sensor_lag", "min", 10.9, 0.25),
         ("flux_sd", "mg/dL/min", 0.05, 1.5),
         ("flux_correlation_time", "min", 60.0, 0.2),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +19,17 @@ from pyspark.sql.types import ArrayType, StructField, StructType
 from scipy.special import ndtri
 
 from twinlib.config import FitConfig
-from twinlib.engine import mode, posterior
+from twinlib.engine import mode, moves, normal, posterior, schedule
 from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
-from twinlib.engine.moves import move
 from twinlib.engine.normal import Normal
 from twinlib.models.batch import Batch, decode
 from twinlib.population.priors import Prior
 from twinlib.tables.schemas import TWIN_PARAMETERS, TWINS
 
 LEVELS = np.array([0.05, 0.5, 0.95])
+COARSEST = 0.1  # share of a reading's predicted SD by which halving the integration's step may change the replay
+METHOD = hashlib.sha256("".join(map(inspect.getsource, (mode, moves, normal, posterior, schedule))).encode()).hexdigest()
 RESCUES = 3  # further starts for a patient whose fit has not converged
 
 _SUMMARY = StructType([f for f in TWIN_PARAMETERS.schema.fields if f.name not in ("patient_id", "model", "episode")])
@@ -58,11 +61,11 @@ class Fitter:
     def model(self) -> Model:
         return self.kernel.model
 
-    @property
+    @cached_property
     def model_version(self) -> str:
-        """The model's version, and a hash of its equations and of what else decides the result."""
+        """The model's version, and a hash of its equations, the method and what else decides the result."""
         settings = self.config.model_dump(mode="json", exclude={"batch_rows", "model", "prior_version"})
-        text = repr((self.kernel.hash, sorted(settings.items()), self.seed, self.prior.digest))
+        text = repr((self.kernel.hash, METHOD, sorted(settings.items()), self.seed, self.prior.digest))
         return f"{self.model.version}+{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def fit(self, batch: Batch, watch: Stopwatch) -> list[dict]:
@@ -71,6 +74,9 @@ class Fitter:
             modes, covariance, rows, found = self._estimate(batch)
         out = [{"status": s, "reason": r, "iterations": int(i)} for s, r, i in zip(modes.status, modes.reason, modes.iterations)]
         for a, r in enumerate(rows):
+            if modes.status[r] != "converged":  # the integration is too coarse for it: what it gave says nothing
+                out[r]["numerical_error"] = found["numerical_error"][a].item()
+                continue
             out[r] |= {"parameters": [q.name for q in self.model.fitted], "mode": modes.theta[r].tolist(), "covariance": covariance[r].ravel().tolist()}
             out[r] |= {name: values[a].tolist() if isinstance(values, np.ndarray) else values[a] for name, values in found.items()}
         return out
@@ -94,8 +100,10 @@ class Fitter:
         sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
         kept = posterior.resample(sampled, keys, self.seed, self.config.draws)
         if self.config.moves:
-            kept, _ = move(kernel, part, prior, kept, covariance[rows], keys, self.seed, self.config.moves)
+            kept, _ = moves.move(kernel, part, prior, kept, covariance[rows], keys, self.seed, self.config.moves)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
+        checks, coarse = self._check(theta, part)
+        modes.status[rows[coarse]], modes.reason[rows[coarse]] = "failed", "integration_error"
         return modes, covariance, rows, {
             "n_observations": readings,
             "log_posterior": constant - modes.objective[rows],
@@ -106,7 +114,7 @@ class Fitter:
             "spectrum": posterior.spectrum(sampled, prior),
             "draws": kept.reshape(len(rows), -1),
             "summary": self._summaries(sampled, prior),
-        } | self._check(theta, part)
+        } | checks
 
     def _starts(self, batch: Batch, prior: Normal) -> list[np.ndarray]:
         """The prior mean, then keyed draws of the prior (Sobol): for patients that have not converged, or for all where `starts` asks."""
@@ -114,10 +122,10 @@ class Fitter:
         z = ndtri(posterior.uniforms([("start", *k) for k in batch.ids], self.seed, count, len(self.prior.mean)))
         return [prior.mean, *(prior.mean + prior.sd * z[:, s] for s in range(count))]
 
-    def _check(self, theta: np.ndarray, data) -> dict[str, np.ndarray]:
-        """How well the twin at its mode follows the readings of the first signal, and how exact the integration is."""
+    def _check(self, theta: np.ndarray, data) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """How well the twin at its mode follows the readings of the first signal, and how exact the integration is; where it is too coarse."""
         who = np.arange(len(theta))
-        e, _ = self.kernel.innovations(theta, who, data)
+        e, v = self.kernel.innovations(theta, who, data)
         noise, start = self.kernel.smooth(theta, who, data)
         replay = self.kernel.simulate(theta, who, data, noise, start)
         fine = self.kernel.simulate(theta, who, data, noise, start, halvings=1)
@@ -125,13 +133,14 @@ class Fitter:
         seen = ~np.isnan(y)
         count = np.add.reduceat(seen, at)
         mean = lambda x: np.add.reduceat(np.where(seen, x, 0.0), at) / count  # noqa: E731
+        error = np.maximum.reduceat(np.abs(fine[:, 0] - replay[:, 0]), at)
         with np.errstate(all="ignore"):
             return {
                 "fit_rmse": np.sqrt(mean((y - replay[:, 0]) ** 2)),
                 "fit_mard_percent": 100.0 * mean(np.abs((y - replay[:, 0]) / y)),
                 "forecast_rmse": np.sqrt(mean(e[:, 0] ** 2)),
-                "numerical_error": np.maximum.reduceat(np.abs(fine[:, 0] - replay[:, 0]), at),
-            }
+                "numerical_error": error,
+            }, ~(error <= COARSEST * np.sqrt(mean(v[:, 0])))
 
     def _summaries(self, sampled: posterior.Posterior, prior: Normal) -> list[list[dict]]:
         """What analysts read of every row: one dictionary per parameter."""

@@ -117,7 +117,7 @@ class MappedSource:
         for entry in group.entries:
             # a JSON record leaves out the keys it has no use for: only what every record needs can be checked
             loose = group.format in SPARSE and (entry.when or entry.optional)
-            wanted |= group.columns(entry) - (entry.columns if loose else set()) - set(entry.present)
+            wanted |= group.columns(entry) - (entry.columns if loose else set()) - {*entry.present, group.device}  # a file need not name its device
         if group.unpivot:
             wanted -= {group.unpivot.name, group.unpivot.value}
         if group.format == "json":
