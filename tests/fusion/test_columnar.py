@@ -72,7 +72,7 @@ def test_both_ways_give_the_same(spark, config, monkeypatch):
     parts = columnar.parts
     monkeypatch.setattr(columnar, "parts", lambda *a: plans.append(1) or parts(*a))
     natively = everything(spark, config)
-    assert len(plans) == 2 and not any("{}" == json.dumps(r) for r in natively["records"][:1])
+    assert len(plans) == 2
     for name in through_arrow.keys() - {"records"}:
         assert natively[name] == through_arrow[name], name
 
