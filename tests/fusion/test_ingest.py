@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from tests.sources import mapping_file
 from twinlib import sources
@@ -198,8 +199,9 @@ def test_records_are_conserved_per_source(clinic):
 
 
 def test_observations_in_canonical_units_utc_and_flags(clinic):
+    series = F.array(F.lit("warm_up"), F.lit("gap"))  # flags of a series are tested in test_quality
     got = table(
-        clinic.observations.filter("signal = 'glucose'"), "patient_id", "time", "value", "line", "quality", "utc_offset_minutes"
+        clinic.observations.filter("signal = 'glucose'").withColumn("quality", F.array_except("quality", series)), "patient_id", "time", "value", "line", "quality", "utc_offset_minutes"
     )
     day = datetime(2024, 1, 13)
     assert got == sorted(
@@ -367,7 +369,7 @@ def test_priority_of_sources_settles_a_conflict(spark, tmp_path):
     meter, diary = (mapping_file(tmp_path, shape(n)) for n in ("meter", "diary"))
     for first, second, glucose, foods in ((meter, diary, 100.0, [20.0, 30.0]), (diary, meter, 120.0, [20.0, 40.0])):
         got = ingest(spark, run_config((first, root), (second, root)), KEY)
-        assert [(r.value, r.quality) for r in got.observations.collect()] == [(glucose, ["conflict"])]
+        assert [(r.value, r.quality) for r in got.observations.collect()] == [(glucose, ["conflict", "warm_up"])]
         assert sorted(r.amount for r in got.exposures.collect()) == foods
         assert sum(d for _, _, d, _ in counts(got).values()) == 3
         got.release()
