@@ -58,8 +58,11 @@ def runge_kutta(f, x, h):
     return [a + h / 6 * (b + 2 * (c + d) + e) for a, b, c, d, e in zip(x, k1, k2, k3, k4)]
 
 
-def day(theta: np.ndarray, seed: int) -> Day:
-    """One day of each patient whose natural parameters are the rows of theta (n, 8), in the order of the model's declaration."""
+def day(theta: np.ndarray, seed: int, bolus: float = 1.0, infusion: float = 1.0, meal: float = 1.0) -> Day:
+    """One day of each patient whose natural parameters are the rows of theta (n, 8), in the order of the model's declaration.
+
+    bolus, infusion, meal: factors of what is given and eaten; all else, flux and sensor error included, stays the same.
+    """
     rng = np.random.default_rng(seed)
     n = len(theta)
     p, sd, tau = theta.T[:6], theta.T[6], theta.T[7]
@@ -83,11 +86,11 @@ def day(theta: np.ndarray, seed: int) -> Day:
         if step % 20 == 0:
             readings[:, step // 20] = x[8] + SENSOR_SD * rng.standard_normal(n)
         for k in range(3):
-            x[0] = x[0] + np.where(bolus_times[:, k] == t, boluses[:, k] / VI, 0.0)
-        carbohydrate = np.where((t >= meal_times) & (t < meal_times + 15), meals / 15, 0.0).sum(1)
+            x[0] = x[0] + np.where(bolus_times[:, k] == t, bolus * boluses[:, k] / VI, 0.0)
+        carbohydrate = meal * np.where((t >= meal_times) & (t < meal_times + 15), meals / 15, 0.0).sum(1)
         following = decay * d + kick * rng.standard_normal(n)
         flux = {0.0: d, 0.5: 0.5 * (d + following), 1.0: following}
-        x = runge_kutta(lambda share, x: rates(x, basal, carbohydrate, basal, p, flux[share]), x, QUARTER)  # noqa: B023
+        x = runge_kutta(lambda share, x: rates(x, infusion * basal, carbohydrate, basal, p, flux[share]), x, QUARTER)  # noqa: B023
         d = following
     return Day(theta, basal, first, bolus_times, boluses, meal_times, meals, readings)
 

@@ -86,19 +86,13 @@ def autoregression(grid: np.ndarray, train: np.ndarray, origins: np.ndarray) -> 
     return lags(origins) @ np.linalg.lstsq(x[ok], y[ok], rcond=None)[0]
 
 
-def stretches(days: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of consecutive days: first day and the day after the last."""
-    cuts = np.flatnonzero(np.diff(days) > 1)
-    return list(zip(days[np.r_[0, cuts + 1]], days[np.r_[cuts, len(days) - 1]] + 1))
-
-
 def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     """RMSE (mg/dL) of the three forecasts of one person, and the unexplained flux that was learnt."""
     grid, inputs = person(folder, name)
     days, per, h = usable(grid, inputs), DAY // SLOT, AHEAD // SLOT
     train, test = days[:TRAIN], days[TRAIN : TRAIN + TEST]
     kernel = fitter.kernel
-    first, last = max(stretches(train), key=lambda s: s[1] - s[0])  # the longest run of training days is the episode that is fitted
+    first, last = train[0], train[-1] + 1  # one episode, with whatever days lie in between
     fit = fitter.fit(window(grid, inputs, first * per, last * per), Stopwatch())[0]
     out = {"person": name, "status": fit["status"], "days_fitted": int(last - first)}
     if fit["status"] != "converged":

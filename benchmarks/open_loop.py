@@ -35,6 +35,7 @@ class OpenLoop(Model):
     signals = (Signal("glucose", "mg/dL"),)
     constants = (Constant("basal", "mU/kg/min"), Constant("first", "mg/dL"))
     step = 1.0
+    search_step = 5.0
 
     def dynamics(self, x, u, p, c):
         return {

@@ -1,4 +1,4 @@
-"""Simulate all scenarios for every twin that has changed, and refresh the cohort effects.
+"""Simulate all scenarios for every twin that has changed, and refresh recommendations and cohort effects.
 
     python jobs/simulate.py --config conf/demo.yaml
 """
@@ -14,6 +14,7 @@ def main(config: job.ConfigPath) -> None:
         night = Night(Plan.of(config))
         with night.storage.writer():
             night.simulate()
+            night.recommend()
             night.effects()
 
     job.run(work)

@@ -15,7 +15,13 @@ CONFIG = {
     "generate": {"patients": 12, "days": 7, "start": "2026-01-05"},
     "sources": [{"mapping": f"conf/mappings/{m}.yaml", "root": r} for m, r in (("patients_csv", "."), ("t1d_uom", "t1d_uom"), ("tidepool_json", "tidepool"))],
     "episodes": {"days": 7},
+    "disclosure": {"smallest_cell": 1},
     "simulate": {"scenarios": str(REPO / "conf" / "scenarios.yaml")},
+    "subgroups": [{"by": "sex"}],
+    "recommend": [{
+        "name": "doses", "scenarios": ["bolus_*", "basal_*"], "objective": "tir",
+        "safety": [{"outcome": "tbr_54", "above": 1, "probability": 0.05}],
+    }],
     "cohorts": [{"name": "everyone"}, {"name": "nobody", "where": "tir > 100"}],
 }
 

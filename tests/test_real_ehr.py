@@ -14,7 +14,7 @@ from .fusion.test_ingest import counts
 from .small import REPO
 from .sources.ehr import KEY, ehr_config
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 SYNTHEA = "https://github.com/synthetichealth/synthea"
 
 

@@ -71,11 +71,24 @@ def test_effects_are_zero_without_a_change_and_have_the_right_sign(first):
     assert all(v > 0 for (s, _), v in mean.items() if s in ("bolus_70", "basal_80", "no_breakfast_bolus"))
     assert all(v < 0 for (s, _), v in mean.items() if s in ("bolus_120", "basal_120", "carbohydrate_70"))
     effects = rows(first, schemas.COHORT_EFFECTS)
-    assert len(effects) == 2 * 8 * 8
-    everyone = effects["everyone", "bolus_70", "mean_glucose"]
+    assert len([k for k in effects if k[1] == "all"]) == 2 * 8 * 15 and {k[1] for k in effects} == {"all", "sex=female", "sex=male"}
+    everyone = effects["everyone", "all", "bolus_70", "mean_glucose"]
     assert everyone.n_patients == 8 and everyone.n_matched == 12 and everyone.effect_q05 < everyone.effect_mean < everyone.effect_q95
-    nobody = effects["nobody", "bolus_70", "tir"]
+    nobody = effects["nobody", "all", "bolus_70", "tir"]
     assert (nobody.n_matched, nobody.n_patients, nobody.effect_mean) == (0, 0, None)
+
+
+def test_each_patient_is_advised_and_the_cohort_gains_what_they_gain(first):
+    advised = [r for r in rows(first, schemas.RECOMMENDATIONS).values()]
+    assert len(advised) == 8 and {r.status for r in advised} <= {"change", "no_change"}
+    for r in advised:
+        assert (r.scenario is not None) == (r.status == "change") and r.n_safe <= r.n_policies
+        assert r.status == "no_change" or (r.probability_beats_current >= 0.9 and r.gain_mean > 0 and r.scenario == r.best)
+    gains = rows(first, schemas.COHORT_POLICIES)["everyone", "all", "doses"]
+    expected = sum(r.gain_mean for r in advised if r.status == "change") / 8
+    assert gains.n_patients == 8 and gains.n_changed == sum(r.status == "change" for r in advised)
+    assert gains.gain_personalised_mean == pytest.approx(expected)
+    assert gains.gain_of_personalising_mean == pytest.approx(gains.gain_personalised_mean - gains.gain_one_size_mean)
 
 
 def test_the_summary_tells_what_happened(first):
@@ -114,7 +127,7 @@ def test_results_are_the_same_bits_whatever_the_partitions_and_order(first, spar
         other = night(path, spark)
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", 2)
-    for table in (schemas.TWINS, schemas.TWIN_PARAMETERS, schemas.OUTCOMES, schemas.COHORT_EFFECTS):
+    for table in (schemas.TWINS, schemas.TWIN_PARAMETERS, schemas.OUTCOMES, schemas.RECOMMENDATIONS, schemas.COHORT_POLICIES, schemas.COHORT_EFFECTS):
         assert rows(other, table) == rows(first, table), table.name
 
 
@@ -132,12 +145,12 @@ def test_delta_tables_hold_the_same(first, spark, tmp_path):
 @pytest.mark.parametrize(("changes", "error", "message"), [
     ({"sede": 1}, ConfigError, "run.yaml: sede: Extra inputs are not permitted"),
     ({"storage": {"format": "parket"}}, ConfigError, "storage.format: Input should be 'parquet' or 'delta'"),
-    ({"fit": {"model": "glucose"}}, ConfigError, "unknown model 'glucose'; known: glucose_insulin"),
+    ({"fit": {"model": "glucose"}}, ConfigError, "unknown model 'glucose'; known: biomarker_turnover, glucose_insulin"),
     ({"fit": {"prior_version": "learned-9"}}, ConfigError, "unknown version 'learned-9'"),
     ({"cohorts": [{"name": "a", "where": "tir >"}]}, ConfigError, "cohort a"),
     ({"cohorts": [{"name": "a", "where": "hba1c > 7"}]}, ConfigError, "unknown column hba1c"),
     ({"simulate": {"scenarios": "no.yaml"}}, ConfigError, "no.yaml: cannot be read"),
-    ({"episodes": {"days": 0}}, ConfigError, "episodes.days: Input should be greater than or equal to 1"),
+    ({"episodes": {"days": 0}}, ConfigError, "episodes.days.*: Input should be greater than or equal to 1"),
     ({"episodes": {"days": 7, "require": ["insulin"]}}, ConfigError, "episodes.require: insulin: no input of model glucose_insulin"),
     ({"pseudonym_key": {"env": "TWINLIB_NOT_SET"}, "generate": None}, ConfigError, "TWINLIB_NOT_SET is not set"),
     ({"generate": None}, DataError, "raw"),

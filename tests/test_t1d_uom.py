@@ -9,7 +9,7 @@ from twinlib.tables import schemas
 
 from .small import REPO
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 LINES = {"t1d_uom.glucose": 356_146, "t1d_uom.bolus": 5_660, "t1d_uom.nutrition": 4_351}  # of the data set's own README
 

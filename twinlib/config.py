@@ -15,9 +15,10 @@ from typing import Annotated, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from twinlib.errors import ConfigError
+from twinlib.units import span
 
 
 class Strict(BaseModel):
@@ -157,9 +158,71 @@ class LearnConfig(Strict):
     rivals: tuple[str, ...] = ()  # other models of the same records, compared patient by patient
 
 
+class OutcomeConfig(Strict):
+    """A measure of the simulated trajectory as an outcome (docs/scenarios.md); limits in the signal's unit."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    measure: Literal[
+        "mean", "maximum", "minimum", "final", "change", "auc", "slope", "time_above", "time_below", "time_within", "ever_above", "ever_below",
+        "time_to_above", "time_to_below", "amount_per_day",
+    ]
+    better: Literal["higher", "lower", "neither"]
+    limit: float | None = None
+    low: float | None = None
+    high: float | None = None
+    agent: str | None = None
+    target: float | None = None  # a patient beyond it in the better direction is on target
+
+
 class SimulateConfig(Strict):
+    """Which scenarios, in which world: `counterfactual` of what happened, a `new_day` of the same patient (other disturbances), or a
+    `forecast` from the end of the record over `horizon`, during which the last days' inputs are repeated."""
+
     scenarios: str  # YAML file
+    mode: Literal["counterfactual", "new_day", "forecast"] = "counterfactual"
+    horizon: Annotated[float, BeforeValidator(span), Field(gt=0)] = 1440.0  # minutes, or a text such as "2 weeks"
+    grid: Annotated[float, BeforeValidator(span), Field(gt=0)] | None = None  # outcomes from the twin's trajectory so often; none: from readings
+    outcomes: tuple[str | OutcomeConfig, ...] = ()  # none: those of the model's signal
     minimum_wear_fraction: Annotated[float, Field(ge=0, le=1)] = 0.7  # CGM consensus
+
+
+class SafetyConfig(Strict):
+    """P(outcome beyond the limit) must be below `probability`; exactly one of above and below."""
+
+    outcome: str
+    above: float | None = None
+    below: float | None = None
+    probability: Annotated[float, Field(gt=0, le=1)] = 0.05
+
+    @model_validator(mode="after")
+    def _one_limit(self):
+        if (self.above is None) == (self.below is None):
+            raise ValueError("give exactly one of above and below")
+        return self
+
+
+class RecommendConfig(Strict):
+    """The best of some scenarios for each patient (docs/scenarios.md)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    scenarios: Annotated[tuple[str, ...], Field(min_length=1)]  # names, or patterns such as basal_*
+    objective: str  # outcome to improve
+    safety: tuple[SafetyConfig, ...] = ()
+    credible: Annotated[float, Field(ge=0.5, lt=1)] = 0.9  # probability of beating current care that a change needs
+    minimum_gain: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SubgroupConfig(Strict):
+    """Effects by the values of an attribute: each text, or the ranges between `breaks`."""
+
+    by: str
+    breaks: tuple[float, ...] = ()
+
+
+class DisclosureConfig(Strict):
+    """Counts of 1 to smallest_cell - 1 patients are not published, nor what would give them away; 1 switches it off."""
+
+    smallest_cell: Annotated[int, Field(ge=1)] = 11
 
 
 class CohortConfig(Strict):
@@ -184,6 +247,9 @@ class RunConfig(Strict):
     learn: LearnConfig = LearnConfig()
     simulate: SimulateConfig | None = None
     cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
+    subgroups: tuple[SubgroupConfig, ...] = ()
+    recommend: tuple[RecommendConfig, ...] = ()
+    disclosure: DisclosureConfig = DisclosureConfig()
 
     @property
     def tables(self) -> str:

@@ -23,6 +23,8 @@ _SETTINGS = {
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
     "spark.sql.debug.maxToStringFields": "10",
+    # Janino gets the stack maps of a generated method wrong where its jumps exceed 32 KB: such stages run without whole-stage code
+    "spark.sql.codegen.hugeMethodLimit": "32000",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }

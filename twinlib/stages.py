@@ -1,4 +1,4 @@
-"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, effects.
+"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, recommend, effects.
 
 A stage does nothing where its inputs have not changed; fit and simulate do only the patients whose content has changed. A stage
 that writes several tables writes the one that decides "nothing to do" last, so a run that dies in between is done again.
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 from twinlib import models, sources, synthetic
 from twinlib.config import RunConfig, load
 from twinlib.engine.kernel import Kernel
+from twinlib.errors import ConfigError
 from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
 from twinlib.fusion.layout import Layout, layout
@@ -35,7 +36,7 @@ from twinlib.session import session
 from twinlib.tables import open_storage, schemas
 from twinlib.tables.contracts import Table
 from twinlib.tables.runs import Runs, Stage
-from twinlib.whatif import cohorts, effects
+from twinlib.whatif import cohorts, effects, outcomes, publish, recommend
 from twinlib.whatif import simulate as simulation
 from twinlib.whatif.scenarios import load_scenarios
 
@@ -51,6 +52,7 @@ class Plan:
     layout: Layout
     fitter: fitting.Fitter
     simulator: simulation.Simulator | None
+    policies: tuple[recommend.Policies, ...]
     attributes: cohorts.Attributes
 
     @classmethod
@@ -66,14 +68,17 @@ class Plan:
         settings.check(config.learn, model)
         priors.check_version(config.fit.prior_version)
         fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
-        simulator = None
-        if config.simulate:
-            scenarios = load_scenarios(config.simulate.scenarios, model.agents)
-            simulator = simulation.Simulator(fitter.kernel, scenarios, config.simulate.minimum_wear_fraction)
-        known = cohorts.Attributes(tuple(q.name for q in model.fitted), model.covariates)
+        simulator = _simulator(config, fitter.kernel)
+        names, found = ([s.name for s in simulator.scenarios], simulator.outcomes) if simulator else ([], ())
+        if config.recommend and simulator is None:
+            raise ConfigError("recommend: needs simulate")
+        policies = tuple(recommend.Policies.of(r, names, found) for r in config.recommend)
+        described = (tuple(q.name for q in model.fitted), model.covariates, *([tuple(o.name for o in found)] if simulator else []))
+        known = cohorts.Attributes(*described)
         cohorts.check_all(config.cohorts, known)
+        cohorts.check_subgroups(config.subgroups, known)
         sources.load_key(config.pseudonym_key)
-        plan = cls(config, packed, fitter, simulator, known)
+        plan = cls(config, packed, fitter, simulator, policies, known)
         if config.generate is None and not landing:
             plan.check_sources()
         return plan
@@ -86,6 +91,15 @@ class Plan:
     def check_sources(self) -> None:
         """Check the raw files against their mappings. Raises ConfigError or DataError."""
         sources.check(self.config)
+
+
+def _simulator(config: RunConfig, kernel: Kernel) -> simulation.Simulator | None:
+    if config.simulate is None:
+        return None
+    c, model = config.simulate, kernel.model
+    scenarios = load_scenarios(c.scenarios, model.agents, [q.name for q in model.parameters])
+    found = outcomes.find(c.outcomes, model)
+    return simulation.Simulator(kernel, scenarios, c.minimum_wear_fraction, found, c.mode, c.horizon, c.grid, config.seed)
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class Night:
     def run(self) -> None:
         """All stages, under the writer lock."""
         with self.storage.writer():
-            for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.effects):
+            for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.recommend, self.effects):
                 stage()
 
     @contextmanager
@@ -271,17 +285,17 @@ class Night:
         if simulator is None:
             return
         versions = (s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)
-        with self._stage("simulate", ("simulate",), *versions, writes=(schemas.OUTCOMES,)) as stage:
+        with self._stage("simulate", ("simulate", "seed"), *versions, writes=(schemas.OUTCOMES,)) as stage:
             if stage.same:
                 return stage.unchanged()
-            timelines, twins, outcomes = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
+            timelines, twins, stored = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
             work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
             twin = twins.select(
                 *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
             )
             rows = timelines.join(twin, EPISODE)
             identity = [*EPISODE, "work_hash"]
-            todo, changed, kept = _changes(rows, outcomes, identity)
+            todo, changed, kept = _changes(rows, stored, identity)
             stage.counts["episodes_simulated"] = todo.count()
             if changed.count():
                 fresh = simulation.simulate(todo, simulator, self.partitions)
@@ -291,23 +305,61 @@ class Night:
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.OUTCOMES), "status"))
 
+    def recommend(self) -> None:
+        """The best safe scenario of every patient, for every configured recommendation."""
+        s, policies = self.storage, self.plan.policies
+        if not policies:
+            return
+        with self._stage("recommend", ("recommend", "seed"), s.version(schemas.OUTCOMES), writes=(schemas.RECOMMENDATIONS,)) as stage:
+            if stage.same:
+                return stage.unchanged()
+            found = [recommend.recommendations(s.read(schemas.OUTCOMES), p, self.config.seed, self.partitions) for p in policies]
+            s.replace(schemas.RECOMMENDATIONS, reduce(DataFrame.unionByName, found))
+            stage.counts.update(_by(s.read(schemas.RECOMMENDATIONS), "status"))
+
     def effects(self) -> None:
-        """Mean effects of every cohort."""
-        s, simulator = self.storage, self.plan.simulator
+        """Mean effects of every cohort, and what its recommendations gain; both at once, as each could give away the other's small counts."""
+        s, simulator, policies = self.storage, self.plan.simulator, self.plan.policies
         if simulator is None:
             return
-        versions = [s.version(t) for t in (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS)]
-        with self._stage("effects", ("cohorts", "seed"), *versions, writes=(schemas.COHORT_EFFECTS,)) as stage:
+        read = (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS, *([schemas.RECOMMENDATIONS] if policies else []))
+        tables = (schemas.COHORT_POLICIES, schemas.COHORT_EFFECTS) if policies else (schemas.COHORT_EFFECTS,)
+        parts = ("cohorts", "subgroups", "disclosure", "recommend", "seed")
+        with self._stage("effects", parts, *[s.version(t) for t in read], writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             frame = self.attributes().persist()
-            chosen, known = self.config.cohorts, self.plan.attributes
-            s.replace(schemas.COHORT_EFFECTS, effects.cohort_effects(
-                s.read(schemas.OUTCOMES), cohorts.members(chosen, frame, known), cohorts.attrition(chosen, frame, known),
-                [x.name for x in simulator.scenarios], self.config.seed,
-            ))
-            frame.unpersist()
-            stage.counts["rows"] = s.read(schemas.COHORT_EFFECTS).count()
+            members = cohorts.members(self.config.cohorts, frame, self.plan.attributes)
+            members = members.join(cohorts.subgroups(self.config.subgroups, frame), "patient_id").persist()
+            found = s.read(schemas.OUTCOMES)
+            with_value = found.where("status = 'ok'").select("patient_id", F.concat("scenario", F.lit("|"), "outcome").alias("mark"))
+            marks = [with_value, *[recommend.marks(s.read(schemas.RECOMMENDATIONS)) for _ in policies[:1]]]
+            names, units = [x.name for x in simulator.scenarios], {o.name: o.unit for o in simulator.outcomes}
+            wanted = [publish.mark(n, o) for n in names for o in units] + [f"{w}|{p.config.name}" for p in policies for w in recommend.MARKS]
+            shown = publish.cells(members, publish.marks(frame, *marks), wanted, self.config.disclosure.smallest_cell)
+            groups = self._groups(members)
+            if policies:
+                gains = [r for p in policies for r in recommend.policies_of_cohorts(found, members, p, self.config.seed).collect()]
+                about = {p.config.name: (p.config.objective, p.unit) for p in policies}
+                self._write(schemas.COHORT_POLICIES, publish.policy_rows(gains, groups, about, shown))
+            summaries = effects.summaries(found, members, simulator.outcomes, self.config.seed).collect()
+            rows = publish.effect_rows(summaries, groups, names, units, shown)
+            self._write(schemas.COHORT_EFFECTS, rows)
+            members.unpersist(), frame.unpersist()
+            stage.counts["rows"], stage.counts["suppressed"] = len(rows), sum(r["suppressed"] for r in rows)
+
+    def _groups(self, members: DataFrame) -> list[publish.Group]:
+        """All cohorts, and the subgroups that some patient is in, in the configuration's order."""
+        there = {(r[0], r[1]) for r in members.select("cohort", "subgroup").distinct().collect()}
+        return [
+            (c.name, name)
+            for c in self.config.cohorts
+            for name in [cohorts.ALL, *sorted(g for cohort, g in there if cohort == c.name and g != cohorts.ALL)]
+        ]
+
+    def _write(self, table: Table, rows: list[dict]) -> None:
+        names = [c.name for c in table.columns]
+        self.storage.replace(table, self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema))
 
     def attributes(self) -> DataFrame:
         """One row per patient with what cohort filters may name."""

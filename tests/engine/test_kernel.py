@@ -190,3 +190,31 @@ def test_a_reading_beyond_a_limit_says_only_that(kernel, patient):
     beyond[50] = 480.0
     e = [kernel.likelihood(theta[None], [0], replace(data, readings=r))[0] for r in (y, beyond)]
     assert e[0] == e[1]
+
+
+def test_going_on_piece_by_piece_gives_the_bits_of_one_run(kernel, patient):
+    theta, data, _ = patient
+    many = theta + 0.1 * np.random.default_rng(1).standard_normal((19, 8))
+    lanes, slots = np.zeros(19, int), len(data.readings)
+    noise, begin = kernel.smooth(many, lanes, data)
+    whole, natural = kernel.simulate(many, lanes, data, noise, begin).reshape(19, -1), kernel.natural(many)
+    state, out, cuts = kernel.begin(natural, lanes, data, begin), [], [0, 1, 2, 57, slots]
+    for a, b in zip(cuts, cuts[1:]):
+        piece = noise.reshape(19, slots, -1)[:, a:b].reshape(19 * (b - a), -1)
+        out.append(kernel.resume(natural, lanes, data.between(a, b), piece, state).reshape(19, -1))
+    np.testing.assert_array_equal(np.concatenate(out, axis=1), whole)
+
+
+def test_disturbances_have_the_covariance_of_each_slot(kernel, patient):
+    """Noise over a slot against the exact Lyapunov solution of the flux: an Ornstein-Uhlenbeck process."""
+    theta, row, _ = patient
+    count = 4000
+    rng, lanes, slots = np.random.default_rng(0), np.zeros(4000, int), len(row.readings)
+    same = np.tile(theta, (count, 1))
+    noise, begin, out, variance = kernel.disturb(same, lanes, row, rng.standard_normal((count * slots, 3)), rng.standard_normal((count, 3)))
+    sd, tau = MODEL.natural(theta)[6:8]
+    flux = noise.reshape(count, slots, 3)[:, 1:20, 2]
+    np.testing.assert_allclose(flux.var(), sd**2 * (1 - np.exp(-2 * 5 / tau)), rtol=0.02)
+    np.testing.assert_allclose(begin[:, 2].var(), sd**2, rtol=0.1)
+    assert (variance == SENSOR_SD**2).all() and np.abs(np.corrcoef(flux[:, 0], flux[:, 1])[0, 1]) < 0.06
+    np.testing.assert_allclose(out, kernel.simulate(same, lanes, row, noise, begin), rtol=0, atol=1e-9)

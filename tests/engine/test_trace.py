@@ -125,7 +125,7 @@ def test_a_prior_must_be_proper():
 
 
 def test_unknown_models_are_named():
-    with pytest.raises(ModelError, match="unknown model 'glucos'; known: glucose_insulin"):
+    with pytest.raises(ModelError, match="unknown model 'glucos'; known: biomarker_turnover, glucose_insulin"):
         find("glucos")
     with pytest.raises(ModelError, match="cannot be imported"):
         find("nowhere:Model")

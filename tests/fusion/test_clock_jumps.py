@@ -1,5 +1,6 @@
 """Clocks that were set: stretches found in series, and what ingest makes of them."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -61,9 +62,11 @@ def test_the_second_pass_of_a_repeated_hour_is_moved():
 
 def test_ingest_refuses_a_stretch_and_moves_a_second_pass(spark, tmp_path):
     """One night in London when the clocks go back, and a device that was two hours ahead for a while."""
+    value = itertools.cycle(range(100, 117))
+
     def row(minute: int, ahead: int = 0) -> str:
         m = minute + ahead
-        return f"27/10/2024 {m // 60:02d}:{m % 60:02d},{100 + minute % 7}"
+        return f"27/10/2024 {m // 60:02d}:{m % 60:02d},{next(value)}"
 
     night = [row(m) for m in range(0, 120, 5)] + [row(m) for m in range(60, 360, 5)]  # 1:00 to 2:00 comes twice
     day = [row(m, 120 if 480 <= m < 540 else 0) for m in range(360, 900, 5)]

@@ -36,7 +36,7 @@ def test_gaps_folds_and_offsets(spark, zone):
         F.date_format("utc", "yyyy-MM-dd HH:mm").alias("utc"),
         clocks.nonexistent(F.col("wall"), F.col("utc"), no, clock).alias("gap"),
         clocks.ambiguous(F.col("wall"), F.col("utc"), no, clock).alias("fold"),
-        clocks.local_offset(F.col("utc"), clock, F.lit(None)).alias("offset"),
+        clocks.local_offset(F.col("t"), F.col("utc"), clock, F.lit(None)).alias("offset"),
     ).collect()
     assert len(rows) == len(locals_)
     for local, row in zip(locals_, rows):

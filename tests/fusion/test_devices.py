@@ -209,8 +209,8 @@ def test_fitabases_wide_minutes_and_us_dates(got, observed):
 
 def test_garmin_fit(got, observed):
     me = id_of("garmin")
-    assert observed[me, "heart_rate"] == [("01-31 08:00", 91, None), ("01-31 08:03", 77, None)]
-    assert observed[me, "body_weight"] == [("01-31 08:04", 71.5, None)]
+    assert observed[me, "heart_rate"] == [("01-31 08:00", 91, 0), ("01-31 08:03", 77, 0)]
+    assert observed[me, "body_weight"] == [("01-31 08:04", 71.5, 0)]
     assert [r.reason for r in got.quarantine.where("source = 'garmin_fit.fit'").collect()] == ["unreadable_file"]
 
 

@@ -8,11 +8,11 @@ import pytest
 import yaml
 
 from tests.fusion.test_ingest import counts, reasons
-from tests.sources.ehr import KEY, LOINC, MRN, SNOMED, coding, ehr_config, lab, ndjson, table
+from tests.sources.ehr import KEY, MRN, SNOMED, coding, ehr_config, lab, ndjson, table
 from tests.small import REPO
 from twinlib import sources
-from twinlib.config import EpisodeConfig
 from twinlib.fusion import packing
+from twinlib.fusion.layout import Layout
 from twinlib.fusion.ingest import ingest
 from twinlib.sources.pseudonym import pseudonym
 from twinlib.stages import Night, Plan
@@ -135,6 +135,7 @@ def test_one_person_is_one_patient(joined):
     assert got["fhir.observation"][2] == 2 * (len(LABS) - 1) and got["meds.events.measurement"][2] == len(LABS) - 1
 
 
+@pytest.mark.slow
 def test_a_run_writes_events_identities_and_counts(spark, root, tmp_path):
     """The ingest stage of a night; nothing to do the second time, until a vocabulary table appears beside the data."""
     config = {
@@ -178,9 +179,8 @@ def test_nothing_is_used_before_it_was_known(spark, tmp_path):
     glucose = exposures.selectExpr("patient_id", "'glucose' AS signal", "start AS time", "100D AS value", "0 AS utc_offset_minutes", "start AS available_at", "array() AS quality")
     columns = ["patient_id", "signal", "time", "value", "utc_offset_minutes", "available_at", "quality"]
     observations = got.observations.select(columns).union(glucose.select(columns))
-    lines = packing.pack(
-        observations, exposures, exposures.select("patient_id").distinct(), EpisodeConfig(days=1, require=()), "m", "glucose", ("carbohydrate",), {"body_weight": 60.0}
-    )
+    layout = Layout("m", ("glucose",), ("glucose",), 5, ("carbohydrate",), {"body_weight": 60.0}, 1, 144, 24.0, ())
+    lines = packing.pack(observations, exposures, exposures.select("patient_id").distinct(), layout)
     known = {int(r.episode[-2:]): (r.covariates[0].value, r.covariates[0].assumed) for r in lines.collect()}
     # each episode begins at midnight: a date is known when its day is over, a late result when it was issued
     assert known == {

@@ -200,9 +200,8 @@ def test_records_are_conserved_per_source(clinic):
 
 def test_observations_in_canonical_units_utc_and_flags(clinic):
     series = F.array(F.lit("warm_up"), F.lit("gap"))  # flags of a series are tested in test_quality
-    got = table(
-        clinic.observations.filter("signal = 'glucose'").withColumn("quality", F.array_except("quality", series)), "patient_id", "time", "value", "line", "quality", "utc_offset_minutes"
-    )
+    glucose = clinic.observations.filter("signal = 'glucose'").withColumn("quality", F.array_except("quality", series))
+    got = table(glucose, "patient_id", "time", "value", "line", "quality", "utc_offset_minutes")
     day = datetime(2024, 1, 13)
     assert got == sorted(
         [

@@ -114,7 +114,7 @@ def test_same_bits_whatever_the_partitions_and_bad_patients_are_left_out(spark, 
 
 
 def test_rows_of_the_tables_hold_no_nan_and_give_the_prior_back(spark, kernel):
-    covariates = [{"body_weight": w if i % 7 else float("nan"), "sex": float(i % 3)} for i, w in enumerate(np.random.default_rng(6).uniform(50, 100, 90))]
+    covariates = [{"body_weight": float(w) if i % 7 else float("nan"), "sex": float(i % 3)} for i, w in enumerate(np.random.default_rng(6).uniform(50, 100, 90))]
     weights = np.array([np.nan_to_num(c["body_weight"], nan=75.0) for c in covariates])
     rng = np.random.default_rng(7)
     theta = TRUTH + SD * rng.standard_normal((90, 2)) + np.column_stack([0.75 * np.log(weights / 70), 0.4 * np.array([c["sex"] == 1 for c in covariates])])

@@ -4,10 +4,10 @@ import datetime as dt
 
 import pytest
 
-from twinlib.config import CohortConfig
+from twinlib.config import CohortConfig, SubgroupConfig
 from twinlib.errors import ConfigError
 from twinlib.tables.schemas import OUTCOMES, PATIENTS, TIMELINES, TWIN_PARAMETERS, TWINS
-from twinlib.whatif.cohorts import Attributes, attributes, attrition, check, check_all, members
+from twinlib.whatif.cohorts import Attributes, attributes, check, check_all, check_subgroups, members, subgroups
 
 KNOWN = Attributes(parameters=("insulin_sensitivity", "absorption"), covariates=("body_weight",))
 MODEL = "glucose_insulin"
@@ -129,19 +129,27 @@ COHORTS = [
 ]
 
 
-def test_members_and_attrition(known_patients):
+def test_members(known_patients):
     found = sorted(tuple(r) for r in members(COHORTS, known_patients, KNOWN).collect())
     assert found == sorted(
         [("everyone", p) for p in "abcd"] + [("women", "a"), ("women", "c"), ("sensitive", "b"), ("not_sensitive", "a")]
     )
-    counts = {r["cohort"]: tuple(r)[1:] for r in attrition(COHORTS, known_patients, KNOWN).collect()}
-    assert counts == {
-        "everyone": (4, 2, 4, 2),
-        "women": (4, 2, 2, 1),
-        "sensitive": (4, 2, 1, 1),
-        "not_sensitive": (4, 2, 1, 1),
-        "nobody": (4, 2, 0, 0),
+
+
+def test_subgroups_are_labelled_and_leave_nobody_out(known_patients):
+    wanted = [SubgroupConfig(by="sex"), SubgroupConfig(by="age_years", breaks=(18, 24, 65))]
+    found = {}
+    for r in subgroups(wanted, known_patients).collect():
+        found.setdefault(r["patient_id"], set()).add(r["subgroup"])
+    assert found == {
+        "a": {"all", "sex=female", "age_years=24 to 65"},
+        "b": {"all", "sex=male", "age_years=below 18"},
+        "c": {"all", "sex=female", "age_years=unknown"},
+        "d": {"all", "sex=unknown", "age_years=unknown"},
     }
+    for wrong in ({"by": "sexx"}, {"by": "sex", "breaks": (1,)}, {"by": "age_years"}, {"by": "age_years", "breaks": (3, 2)}):
+        with pytest.raises(ConfigError, match="subgroups"):
+            check_subgroups([SubgroupConfig(**wrong)], KNOWN)
 
 
 def test_every_known_column_can_be_filtered_on(known_patients):

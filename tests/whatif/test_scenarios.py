@@ -19,7 +19,7 @@ def load(tmp_path):
     def read(text, known=KNOWN):
         path = tmp_path / "scenarios.yaml"
         path.write_text(text)
-        return load_scenarios(path, known)
+        return load_scenarios(path, known, ("insulin_sensitivity",))
 
     return read
 
@@ -136,9 +136,9 @@ def test_scenarios_reach_a_worker_unchanged(shipped):
         ("{do: scale, input: insulin_bolus}", r"edit 1 \(scale\): factor: Field required"),
         ("{do: scale, factor: 0.5}", r"edit 1 \(scale\): input: Field required"),
         ("{do: scale, input: insulin_bolus, factor: 2, wehre: {}}", r"edit 1 \(scale\): wehre: Extra inputs"),
-        ("{do: scale, input: insulin_bolus, factor: 2, where: {}}", "give at least one of time, labels and near"),
+        ("{do: scale, input: insulin_bolus, factor: 2, where: {}}", "give at least one of time, from, until, labels, near and reading"),
         ("{do: scale, input: insulin_bolus, factor: 2, where: {labels: []}}", "where.labels"),
-        ("{do: halve, input: insulin_bolus}", "edit 1: do: expected one of scale, remove, cap, shift, align, add"),
+        ("{do: halve, input: insulin_bolus}", "edit 1: do: expected one of scale, replace, remove, stop, cap, miss, shift, align, add, start, switch, profile"),
         ("{input: insulin_bolus}", "edit 1: do: expected one of"),
         ("{do: remove, input: insulin_bolus, where: {time: '6:00-9:00'}}", 'where.time: .*"HH:MM"'),
         ("{do: remove, input: insulin_bolus, where: {time: '06:00-24:30'}}", 'where.time: .*"HH:MM"'),
@@ -151,8 +151,8 @@ def test_scenarios_reach_a_worker_unchanged(shipped):
         ),
         ("{do: add, input: carbohydrate, amount: 15, at: 22:00}", r"edit 1 \(add\): at: .*in quotes"),  # YAML reads 22:00 as 1320
         ("{do: add, input: carbohydrate, amount: 0, at: '22:00'}", "amount: Input should be greater than 0"),
-        ("{do: add, input: basal, amount: 1, at: '22:00'}", "add needs one input, this alias names 2"),
-        ("{do: shift, input: insulin_bolus, minutes: 2000}", "minutes: Input should be less than or equal to 1440"),
+        ("{do: add, input: basal, amount: 1, at: '22:00'}", "needs one input, this alias names 2"),
+        ("{do: shift, input: insulin_bolus, minutes: 2000 d}", "minutes: Input should be less than or equal to 527040"),
         ("{do: align, input: insulin_bolus, minutes: -15}", r"edit 1 \(align\): to: Field required"),
         ("{do: cap, input: insulin_bolus, maximum: -1}", "maximum: Input should be greater than or equal to 0"),
     ],
@@ -187,9 +187,57 @@ def test_a_missing_file_is_refused(tmp_path):
         load_scenarios(tmp_path / "none.yaml", KNOWN)
 
 
+def test_lists_are_grids_and_scenarios_combine(load):
+    found = load("""
+scenarios:
+  - {name: basal, edits: [{do: scale, input: insulin_basal, factor: [0.8, 1.2]}]}
+  - {name: early, edits: [{do: shift, input: insulin_bolus, minutes: [-15, "-1 h"]}]}
+  - {name: both, combine: [basal, early]}
+  - {name: grid, edits: [{do: scale, input: insulin_bolus, factor: [0.9, 1.1]}, {do: scale, input: [insulin_basal, carbohydrate], factor: [1, 2]}]}
+  - {name: more, combine: [basal], edits: [{do: cap, input: insulin_bolus, maximum: 6}]}
+""")
+    by = {s.name: s for s in found}
+    assert list(by) == [
+        "basal_0_8", "basal_1_2", "early_minus_15", "early_minus_1_h", "both_0_8_minus_15", "both_0_8_minus_1_h", "both_1_2_minus_15",
+        "both_1_2_minus_1_h", "grid_0_9_1", "grid_0_9_2", "grid_1_1_1", "grid_1_1_2", "more_0_8", "more_1_2",
+    ]
+    assert by["both_1_2_minus_15"].edits == by["basal_1_2"].edits + by["early_minus_15"].edits
+    assert changed(by["both_1_2_minus_1_h"]) == changed(by["basal_1_2"]) | changed(by["early_minus_1_h"])
+    assert changed(by["more_0_8"]) == changed(by["basal_0_8"]) | {"insulin_bolus": [(470, 5), (800, 6), (1100, 6)]}
+    with pytest.raises(ConfigError, match="scenario a: combine: b: no scenario of that name stands above"):
+        load("scenarios: [{name: a, combine: [b]}, {name: b}]")
+
+
+@pytest.mark.parametrize("edit, message", [
+    ("{do: change, parameter: insulin, factor: 1.2}", "parameter: unknown parameter insulin; known are insulin_sensitivity"),
+    ("{do: replace, input: carbohydrate}", "give exactly one of amount and rate"),
+    ("{do: miss, input: insulin_bolus, every: 2, probability: 0.5}", "give exactly one of every and probability"),
+    ("{do: add, input: carbohydrate, amount: 5}", "give exactly one of at and every"),
+    ("{do: start, input: carbohydrate, amount: 5, every: 3 parsecs}", "expected a number of minutes"),
+    ("{do: profile, input: insulin_basal, rates: 3}", "expected values by local time"),
+    ("{do: switch, input: insulin_basal, to: insulin_bolus}", "give exactly one of factor"),
+    ("{do: switch, input: insulin_basal, to: basal, factor: 1}", "needs one input, this alias names 2"),
+    ("{do: treat, input: carbohydrate, amount: 15}", "give exactly one of below and above"),
+    ("{do: treat, input: basal, amount: 15, below: 70}", "needs one input, this alias names 2"),
+    ("{do: adjust, input: basal, factor: 0.5}", "give at least one of below and above"),
+    ("{do: pid, input: insulin_basal, target: 110, gain: 0}", "gain: Input should be greater than 0"),
+    ("{do: bolus_calculator, input: insulin_bolus, meals: {input: food}, ratio: 10, factor: 40, target: 110}", "unknown input food"),
+    ("{do: remove, input: insulin_bolus, where: {reading: {within_minutes: 5}}}", "give at least one of below and above"),
+    ("{do: carbohydrate_ratio, input: insulin_bolus, meals: {input: carbohydrate}}", "give exactly one of new and factor"),
+])
+def test_further_verbs_are_checked_too(load, edit, message):
+    with pytest.raises(ConfigError, match=message):
+        load(one(edit))
+
+
 def test_other_models_bring_their_own_inputs(load):
     (s,) = load("scenarios: [{name: statin, edits: [{do: add, input: statin, amount: 20, at: '08:00'}]}]", known=("statin",))
     assert apply(s, {}, minutes=2880)["statin"].minutes.tolist() == [480, 1920]
+
+
+def test_the_shipped_closed_loops_are_valid():
+    names = [s.name for s in load_scenarios(REPO / "conf/closed_loop.yaml", KNOWN, ("insulin_sensitivity",))]
+    assert "both_0_9_1_2" in names and len(names) == 5 + 3 + 4 + 12 + 2
 
 
 def test_every_example_of_the_documentation_is_valid(load):
@@ -198,4 +246,4 @@ def test_every_example_of_the_documentation_is_valid(load):
     files = [b for b in blocks if b.startswith(("aliases:", "scenarios:"))]
     assert files
     for block in files:
-        load(block)
+        load(block, (*KNOWN, "drug"))

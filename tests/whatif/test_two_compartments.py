@@ -12,6 +12,8 @@ from twinlib.whatif.edits import Scale
 from twinlib.whatif.scenarios import Scenario
 from twinlib.whatif.simulate import Replay
 
+pytestmark = pytest.mark.slow  # the kernel of the large model compiles for half a minute
+
 
 @pytest.fixture(scope="module")
 def replays() -> list[Replay]:

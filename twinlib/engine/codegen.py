@@ -287,6 +287,11 @@ class Generator:
         expressions = [o["value"] for o in self.obs]
         return lanes(self.layout.load(names(expressions)) + [f"V[{m * W} + l] = {_number(e)}" for m, e in enumerate(expressions)])
 
+    def variances(self) -> str:
+        """The variance of a reading's error, on the scale on which it is normal."""
+        expressions = [o["r"] for o in self.obs]
+        return lanes(self.layout.load(names(expressions)) + [f"V[{m * W} + l] = {_number(e)}" for m, e in enumerate(expressions)])
+
     def text(self) -> str:
         s, each = self.s, range(len(self.obs))
         function = lambda name, arguments, body: f"@njit(**LANE)\ndef {name}({arguments}):\n{body}\n"  # noqa: E731
@@ -296,6 +301,7 @@ class Generator:
             *[function(f"predict_{m}", "S, Y", self.predict(m)) for m in each], *[function(f"censor_{m}", "S, Y", self.censor(m)) for m in each],
             *[function(f"apply_{m}", "S", self.apply(m)) for m in each],
             *[function(f"accumulate_{m}", "S, D, G", self.accumulate(m)) for m in each], function("values", "S, V", self.values()),
+            function("variances", "S, V", self.variances()),
             function("begin_slot", "S", self.begin_slot()), function("advance_map", "S, B", self.step(self.df, self.dq)),
             function("carry", "S", self.carry()), function("keep", "S, T, o", self.keep()),
             *[function(f"backward_{m}", "T, o, R", self.backward(m)) for m in each], function("disturb", "T, o, R, B", self.disturb()),
@@ -308,10 +314,12 @@ class Generator:
         limits = lambda o: f"({-math.inf if o.lower is None else o.lower!r}, {math.inf if o.upper is None else o.upper!r})".replace("inf", "np.inf")  # noqa: E731
         L = self.layout
         rows = lambda pattern: "(" + "".join(f"{L.rows[pattern.replace('{m}', str(m))] * W}, " for m in each) + ")"  # noqa: E731
+        at = lambda names: repr(tuple(L.rows[n] * W for n in names) or (0,))  # noqa: E731
         return TEMPLATE.substitute(
             name=s.name, version=s.version, functions=FUNCTIONS, parts="\n\n".join(parts), W=W, SIZE=L.size, NN=len(self.N), NU=len(s.u),
             ND=len(s.dosed), NP=len(s.p), NC=len(s.c), NF=len(s.fitted), NY=len(self.obs), NT=len(self.kept()), ROW_P=self.row_p * W,
-            ROW_C=self.row_c * W, ELL=L.rows["ell"] * W, NOISY=repr(tuple(L.rows[f"x{i}"] * W for i in self.N) or (0,)),
+            ROW_C=self.row_c * W, ELL=L.rows["ell"] * W, NOISY=at(f"x{i}" for i in self.N),
+            STATES=at(v.name for v in s.x), NX=len(s.x), COV_C=at(f"c{i}_{j}" for i, j in self.cov), COV_Q=at(f"q{i}_{j}" for i, j in self.cov),
             SENSITIVE=self.sensitive, EXACT_STEP=self.exact, LOG=repr(tuple(o.log for o in s.observed)),
             LIMITS="(" + "".join(limits(o) + ", " for o in s.observed) + ")", E=rows("e_{m}"), V=rows("s_{m}"),
             update=call(update + "apply_{m}(S)", each, 3), update_seen=call(update + "apply_{m}(S)", each, 4),

@@ -162,7 +162,8 @@ class Model:
       noise(p, c) -> {state: intensity of the white noise that drives it: variance per time}
       observe(x, p, c) -> {signal: Reading}
       patient_constants(batch) -> {name: (patients,) array in the declared unit}
-    `step` is the nominal step of the integration in `time_unit`; steps end at events and readings.
+    `step` is the nominal step of the integration in `time_unit`; steps end at events and readings. The search for a mode begins with steps of
+    up to `search_step` (none: twice `step`), which must still be stable.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Model:
     covariates: tuple[str, ...] = ()
     time_unit: str = "min"
     step: float = 1.0
+    search_step: float | None = None
 
     def dynamics(self, x, u, p, c):
         raise NotImplementedError

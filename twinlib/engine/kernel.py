@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numba import njit
 
 from twinlib.engine.codegen import generate
@@ -21,7 +22,6 @@ from twinlib.engine.contract import Model
 from twinlib.engine.schedule import Schedule
 from twinlib.engine.trace import trace
 
-MERGED = 5  # steps that become one in a coarse copy of the data
 STEP = 1e-4  # of the copies, on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 
 
@@ -32,13 +32,10 @@ def load(source: str):
     The text lies in a file named by its own hash, so numba's disk cache hits in every worker of the machine and is never stale.
     The folder is $TWINLIB_KERNELS, or one in the user's temporary folder.
     """
-    key = hashlib.sha256(source.encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("TWINLIB_KERNELS") or Path(tempfile.gettempdir()) / f"twinlib-kernels-{os.getuid()}")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"twinlib_kernel_{key}"
-    path = folder / f"{name}.py"
+    path = _path(source)
+    name = path.stem
     if not path.exists() or path.read_text() != source:
-        part = folder / f".{name}.{os.getpid()}"
+        part = path.with_name(f".{name}.{os.getpid()}")
         part.write_text(source)
         part.replace(path)
     spec = importlib.util.spec_from_file_location(name, path)
@@ -48,12 +45,18 @@ def load(source: str):
     return module
 
 
+def _path(source: str) -> Path:
+    folder = Path(os.environ.get("TWINLIB_KERNELS") or Path(tempfile.gettempdir()) / f"twinlib-kernels-{os.getuid()}")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder / f"twinlib_kernel_{hashlib.sha256(source.encode()).hexdigest()[:16]}.py"
+
+
 def _starts(counts) -> np.ndarray:
     """Where each of some stretches begins in their concatenation, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _ranges(starts, counts) -> np.ndarray:
+def ranges(starts, counts) -> np.ndarray:
     """The integers starts[i] .. starts[i]+counts[i], one range after the other."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - counts), counts)
@@ -70,19 +73,18 @@ def _plan(step_at, fresh):
 
 
 @njit(cache=True)
-def _merged(step_at, lengths, fresh, most):
-    """Up to `most` consecutive steps of a slot as one, where nothing changes between them: first steps of the slots, lengths, the first of
-    the steps that became one, and which differ from the one before."""
+def _merged(step_at, lengths, fresh, longest):
+    """Consecutive steps of a slot as one, up to a length of `longest`, where nothing changes between them: first steps of the slots, lengths,
+    the first of the steps that became one, and which differ from the one before."""
     to, at, h, new = np.empty_like(step_at), np.empty(lengths.size, np.int64), np.empty_like(lengths), np.empty_like(fresh)
     n = 0
     for slot in range(step_at.size - 1):
-        to[slot], count = n, most
+        to[slot] = n
         for s in range(step_at[slot], step_at[slot + 1]):
-            if count < most and not fresh[s]:
+            if s > step_at[slot] and not fresh[s] and h[n - 1] + lengths[s] <= longest:
                 h[n - 1] += lengths[s]
-                count += 1
             else:
-                h[n], at[n], count = lengths[s], s, 1
+                h[n], at[n] = lengths[s], s
                 n += 1
     to[-1] = n
     for i in range(n):
@@ -130,19 +132,29 @@ class Data:
 
     def take(self, rows) -> Data:
         """The data of these rows."""
-        slots = _ranges(self.slot_at[:-1][rows], self.slots[rows])
+        slots = ranges(self.slot_at[:-1][rows], self.slots[rows])
         per_slot = np.diff(self.step_at)[slots]
-        steps = _ranges(self.step_at[:-1][slots], per_slot)
+        steps = ranges(self.step_at[:-1][slots], per_slot)
         return Data(
             self.constants[rows], _starts(self.slots[rows]), _starts(per_slot), self.lengths[steps], self.rates[steps], self.doses[steps],
             self.fresh[steps], self.readings[slots],
         )
 
-    @functools.cached_property
-    def coarse(self) -> Data:
-        """The same with longer steps, as far as inputs and readings allow, up to MERGED of these."""
-        step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, MERGED)
+    def coarse(self, longest: float) -> Data:
+        """The same with steps of up to `longest`, as far as inputs and readings allow."""
+        step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, (1 + 1e-9) * longest)
         return replace(self, step_at=step_at, lengths=lengths, rates=self.rates[first], doses=self.doses[first], fresh=fresh)
+
+    def between(self, first: int, last: int) -> Data:
+        """The slots first..last of data of one row, with the steps that lead up to them."""
+        at = self.step_at[first : last + 1]
+        steps = slice(at[0], at[-1])
+        fresh = self.fresh[steps].copy()
+        fresh[:1] = True  # nothing stands before it
+        return Data(
+            self.constants, np.array([0, last - first]), at - at[0], self.lengths[steps], self.rates[steps], self.doses[steps],
+            fresh, self.readings[first:last],
+        )
 
     def row(self, r: int) -> np.ndarray:
         """(slots, signals) readings of row r."""
@@ -176,7 +188,11 @@ class Kernel:
         return load(self.source)
 
     def compile(self) -> float:
-        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already)."""
+        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already).
+
+        One process of a machine at a time: two that compile side by side take some functions from each other's cache, inline them or not,
+        and then differ in the last bit.
+        """
         began = time.monotonic()
         p, c = len(self.model.fitted), len(self.model.constants)
         count = len(self.model.inputs)
@@ -184,7 +200,7 @@ class Kernel:
         step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)), np.ones(1, bool))
         data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
         theta, who = self.model.prior_mean[None], np.zeros(1, int)
-        with np.errstate(all="ignore"):
+        with FileLock(_path(self.source).with_suffix(".lock")), np.errstate(all="ignore"):
             self.innovations(theta, who, data)
             for exact in {False, self.module.sensitive} if p else ():
                 self.derivatives(theta, who, data, exact)
@@ -196,12 +212,14 @@ class Kernel:
         """Nominal step in the model's time unit; infinite where the propagator is exact."""
         return np.inf if self.module.exact_step else self.model.step
 
+    @property
+    def search_step(self) -> float:
+        """Longest step with which the search for a mode begins."""
+        return self.model.search_step or 2 * self.model.step
+
     @staticmethod
     def _arrays(data: Data):
         return data.constants, data.slot_at, data.plan, data.lengths, data.rates, data.doses
-
-    def _natural(self, theta) -> np.ndarray:
-        return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
 
     def likelihood(self, theta, who, data: Data) -> np.ndarray:
         """(lanes,) minus log likelihood without the constant log(2 pi)/2 per reading."""
@@ -216,7 +234,7 @@ class Kernel:
         to = _starts(data.slots[who])
         shape = (to[-1], data.readings.shape[1]) if full else (0, 0)
         e, v, nll = np.empty(shape), np.empty(shape), np.empty(who.size)
-        self.module.likelihood_lanes(self._natural(theta), who, *self._arrays(data), data.readings, full, to, e, v, nll)
+        self.module.likelihood_lanes(self.natural(theta), who, *self._arrays(data), data.readings, full, to, e, v, nll)
         return nll, e, v
 
     def derivatives(self, theta, who, data: Data, exact: bool | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -228,7 +246,7 @@ class Kernel:
         n, p = theta.shape
         nll, g, h = np.empty(n), np.empty((n, p)), np.empty((n, p, p))
         if self.module.sensitive if exact is None else exact:
-            natural = self._natural(theta)
+            natural = self.natural(theta)
             self.module.sensitive_lanes(natural, who, *self._arrays(data), data.readings, nll, g, h)
             fitted = self.model.fitted_natural(theta)
             slope = np.stack([q.slope(fitted[:, j]) for j, q in enumerate(self.model.fitted)], axis=1)
@@ -237,7 +255,7 @@ class Kernel:
         else:
             copies = np.repeat(theta[:, None], 1 + p, axis=1)
             copies[:, 1 + np.arange(p), np.arange(p)] += STEP
-            self.module.copies_lanes(self._natural(copies), who, *self._arrays(data), data.readings, STEP, nll, g, h)
+            self.module.copies_lanes(self.natural(copies), who, *self._arrays(data), data.readings, STEP, nll, g, h)
         return nll, g, h
 
     def smooth(self, theta, who, data: Data) -> tuple[np.ndarray, np.ndarray]:
@@ -246,13 +264,46 @@ class Kernel:
         to = _starts(data.slots[who])
         noise, start = np.zeros((to[-1], m.noisy_count)), np.zeros((who.size, m.noisy_count))
         if m.noisy_count:
-            m.smooth_lanes(self._natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
+            m.smooth_lanes(self.natural(theta), who, *self._arrays(data), data.readings, to, noise, start)
         return noise, start
 
     def simulate(self, theta, who, data: Data, noise, start, halvings: int = 0) -> np.ndarray:
         """The signals (all slots, signals) under the given noise and start; `halvings` halves the step."""
+        state = np.empty((len(who), len(self.model.states)))
+        return self._simulate(self.natural(theta), who, data, noise, start, False, state, 2**halvings)
+
+    def natural(self, theta) -> np.ndarray:
+        """(lanes, parameters) natural values of all parameters, as `begin` and `resume` take them."""
+        return np.ascontiguousarray(self.model.natural(np.asarray(theta, np.float64)))
+
+    def begin(self, natural, who, data: Data, start) -> np.ndarray:
+        """(lanes, states) the states at the start of each lane's patient."""
+        state = np.empty((len(who), len(self.model.states)))
+        nothing = Data(data.constants, np.zeros(len(data) + 1, np.int64), np.zeros(1, np.int64), data.lengths, data.rates, data.doses, data.fresh, data.readings[:0])
+        self._simulate(natural, who, nothing, np.empty((0, self.module.noisy_count)), start, False, state)
+        return state
+
+    def resume(self, natural, who, data: Data, noise, state: np.ndarray) -> np.ndarray:
+        """Like `simulate`, from `state` (lanes, states) on, which is moved to the end of the data. Going on piece by piece gives the bits of
+        one run over all pieces."""
+        return self._simulate(natural, who, data, noise, state[:, :0], True, state)
+
+    def _simulate(self, natural, who, data, noise, start, resume, state, substeps=1):
         who = np.ascontiguousarray(who, np.int64)
         to = _starts(data.slots[who])
         out = np.empty((to[-1], data.readings.shape[1]))
-        self.module.simulate_lanes(self._natural(theta), who, *self._arrays(data), 2**halvings, to, noise, start, out)
+        start = np.ascontiguousarray(start)
+        self.module.simulate_lanes(natural, who, *self._arrays(data), substeps, to, noise, start, resume, state, out)
         return out
+
+    def disturb(self, theta, who, data: Data, z, z_start) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A course of the noise that the model expects, from standard normal numbers z (all slots, noisy states) and z_start (lanes, noisy
+        states): noise and start as `smooth` gives them, the signals without error, and the variance of a reading's error (all slots,
+        signals; on the log scale where the error is)."""
+        who = np.ascontiguousarray(who, np.int64)
+        to = _starts(data.slots[who])
+        noise, start = np.empty((to[-1], self.module.noisy_count)), np.array(z_start, np.float64, order="C")
+        out, variance = (np.empty((to[-1], data.readings.shape[1])) for _ in range(2))
+        z = np.ascontiguousarray(z, np.float64)
+        self.module.disturb_lanes(self.natural(theta), who, *self._arrays(data), z, to, noise, start, out, variance)
+        return noise, start, out, variance

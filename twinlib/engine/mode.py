@@ -194,6 +194,10 @@ def _evaluate(kernel: Kernel, data: Data, prior: Normal, rows, theta):
     return nll + part.minus_log(theta), g + prior.pull(theta - part.mean), h + prior.precision
 
 
+def _finite(f, g, h) -> np.ndarray:
+    return np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
+
+
 def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_iterations: int = 60) -> Modes:
     """Modes of all rows of `data` from `starts` (rows, p), on the transformed scale, within BOUND prior SDs of the prior mean.
 
@@ -201,16 +205,22 @@ def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_
     """
     n, p = starts.shape
     low, high = prior.mean - BOUND * prior.sd, prior.mean + BOUND * prior.sd
-    theta, iterations = np.clip(starts, low, high), np.zeros(n, np.int32)
+    begin, iterations = np.clip(starts, low, high), np.zeros(n, np.int32)
+    theta = begin.copy()
     rest, learnt, rate = np.zeros((n, p, p)), np.zeros(n, bool), np.full(n, np.inf)
     trial, predicted = np.empty_like(theta), np.empty(n)
-    coarse = data.coarse
+    coarse = data.coarse(kernel.search_step)
     with np.errstate(all="ignore"):
         for part, goal in ((coarse, NEAR), (data, TOLERANCE)):
             if part is coarse and len(coarse.lengths) == len(data.lengths):
                 continue
             f, g, h = _evaluate(kernel, part, prior, np.arange(n), theta)
-            usable = np.isfinite(f) & np.isfinite(g).all(1) & np.isfinite(h).all((1, 2))
+            usable = _finite(f, g, h)
+            lost = np.flatnonzero(~usable & (theta != begin).any(1))  # long steps have led where short ones fail: from the start again
+            if lost.size:
+                theta[lost] = begin[lost]
+                f[lost], g[lost], h[lost] = _evaluate(kernel, part, prior, lost, theta[lost])
+                usable = _finite(f, g, h)
             status = np.where(usable, ON_THE_WAY, NOT_FINITE)
             damping, growth, promised = np.full(n, 1e-3), np.full(n, 2.0), np.zeros(n)
             while (rows := np.flatnonzero((status == ON_THE_WAY) & (iterations < maximum_iterations))).size:

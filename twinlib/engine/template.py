@@ -17,6 +17,9 @@ LOG_2PI = 1.8378770664093453
 LANE = dict(fastmath={"contract", "reassoc", "arcp", "nsz"}, error_model="numpy", cache=True)
 LOOP = dict(error_model="numpy", cache=True, nogil=True)
 NOISY = $NOISY
+STATES = $STATES
+COV_C = $COV_C
+COV_Q = $COV_Q
 LOG = $LOG
 LIMITS = $LIMITS
 E_ROWS = $E
@@ -357,8 +360,11 @@ $back
 
 
 @njit(**LOOP)
-def simulate_lanes(P, who, C, slot_at, plan, h, u, dose, nsub, to, noise, start, out):
-    """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals."""
+def simulate_lanes(P, who, C, slot_at, plan, h, u, dose, nsub, to, noise, start, resume, state, out):
+    """Replay: noise and start as smooth_lanes gives them; out (sum of the lanes' slots, $NY): the signals.
+
+    state (lanes, $NX): all states, as they are at the end; at the beginning too where `resume` (start is not read then).
+    """
     S = np.zeros($SIZE)
     B = np.zeros((1 + $NU + $ND)*$W)
     D = np.zeros(max($NN, 1)*$W)
@@ -369,8 +375,12 @@ def simulate_lanes(P, who, C, slot_at, plan, h, u, dose, nsub, to, noise, start,
         n, same = prepare(L, who, first, slot_at)
         begin_lanes(S, P, C, L, first)
         for l in range($W):
-            for a in range($NN):
-                S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
+            if resume:
+                for a in range($NX):
+                    S[STATES[a] + l] = state[min(first + l, who.size - 1), a]
+            else:
+                for a in range($NN):
+                    S[NOISY[a] + l] = start[min(first + l, who.size - 1), a]
         for k in range(n):
             t = k % BLOCK
             if t == 0:
@@ -390,4 +400,94 @@ def simulate_lanes(P, who, C, slot_at, plan, h, u, dose, nsub, to, noise, start,
                 if k < L[2, l]:
                     for m in range($NY):
                         out[to[first + l] + k, m] = Z[m*$W + l]
+        for l in range(min($W, who.size - first)):
+            for a in range($NX):
+                state[first + l, a] = S[STATES[a] + l]
+
+
+@njit(**LOOP)
+def root_times(S, at, l, z, A, out):
+    """out = L z, with L L' the covariance whose lower triangle stands in the rows `at` of lane l; A: room for it.
+
+    Cholesky with pivots, the state whose variance is least explained by those before it first: over a short slot the covariance is nearly singular
+    and, as it was integrated, not quite positive. Directions without variance get no noise.
+    """
+    n = 0
+    for i in range($NN):
+        out[i] = 0.0
+        for j in range(i + 1):
+            A[i, j] = S[at[n] + l]
+            A[j, i] = A[i, j]
+            n += 1
+    for i in range($NN):
+        A[$NN, i] = A[i, i]  # the variance to begin with; 0 = done
+    for _ in range($NN):
+        p = -1
+        most = 1e-9
+        for i in range($NN):
+            if A[$NN, i] > 0.0 and A[i, i] > most*A[$NN, i]:
+                most = A[i, i]/A[$NN, i]
+                p = i
+        if p < 0:
+            break
+        root = math.sqrt(A[p, p])
+        for i in range($NN):
+            if A[$NN, i] > 0.0:
+                A[$NN + 1, i] = A[i, p]/root
+                out[i] += A[$NN + 1, i]*z[p]
+        for i in range($NN):
+            for j in range($NN):
+                if A[$NN, i] > 0.0 and A[$NN, j] > 0.0:
+                    A[i, j] -= A[$NN + 1, i]*A[$NN + 1, j]
+        A[$NN, p] = 0.0
+
+
+@njit(**LOOP)
+def disturb_lanes(P, who, C, slot_at, plan, h, u, dose, z, to, noise, start, out, variance):
+    """A new course of the noise from standard normal numbers: start (lanes, $NN) holds those of the initial states and receives these states,
+    z (sum of the lanes' slots, $NN) those of the slots, whose noise goes to `noise`; out: the signals; variance: of a reading's error."""
+    S = np.zeros($SIZE)
+    B = np.zeros((1 + $NU + $ND)*$W)
+    D = np.zeros(max($NN, 1)*$W)
+    Z = np.zeros($NY*$W)
+    one = np.zeros($NN)
+    A = np.zeros(($NN + 2, $NN))
+    F = np.zeros((BLOCK + 1)*$W, np.int64)
+    L, moved = np.zeros((6, $W), np.int64), np.zeros($W, np.int64)
+    for first in range(0, who.size, $W):
+        n, same = prepare(L, who, first, slot_at)
+        begin_lanes(S, P, C, L, first)
+        for l in range(min($W, who.size - first)):
+            root_times(S, COV_C, l, start[first + l], A, one)
+            for a in range($NN):
+                S[NOISY[a] + l] += one[a]
+                start[first + l, a] = S[NOISY[a] + l]
+        for k in range(n):
+            t = k % BLOCK
+            if t == 0:
+                fetch_plan(L, k, plan, F)
+            begin_slot(S)
+            most, m = locate(L, moved, F, t)
+            for j in range(most):
+                if gather_step(B, L, moved, m, same, j, h, u, dose, 1.0):
+                    jump(S, B)
+                advance_map(S, B)
+            D[:] = 0.0
+            for l in range(min($W, who.size - first)):
+                if k < L[2, l]:
+                    root_times(S, COV_Q, l, z[to[first + l] + k], A, one)
+                    for a in range($NN):
+                        D[a*$W + l] = one[a]
+                        noise[to[first + l] + k, a] = one[a]
+            noise_in(S, D)
+            values(S, Z)
+            for l in range(min($W, who.size - first)):
+                if k < L[2, l]:
+                    for m in range($NY):
+                        out[to[first + l] + k, m] = Z[m*$W + l]
+            variances(S, Z)
+            for l in range(min($W, who.size - first)):
+                if k < L[2, l]:
+                    for m in range($NY):
+                        variance[to[first + l] + k, m] = Z[m*$W + l]
 ''')

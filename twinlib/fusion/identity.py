@@ -65,13 +65,11 @@ def resolve(claims: Iterable[Claim]) -> list[Link]:
     conflicts: dict[str, str] = {p: "crosswalk" for p, found in persons.items() if len(found) > 1}
     stated = [[c.patient for c in some if c.patient not in conflicts] for (kind, _), some in by_token.items() if kind == "crosswalk"]
     first = _groups(origins, stated)
-    shared = []
-    for (kind, _), some in by_token.items():
-        if kind == "identifier":
-            if _contradicts([(c.origin, first[c.patient]) for c in some]):
-                conflicts |= {c.patient: "shared_identifier" for c in some}
-            else:
-                shared.append([c.patient for c in some])
+    identifiers = [some for (kind, _), some in by_token.items() if kind == "identifier"]
+    for some in identifiers:
+        if _contradicts([(c.origin, first[c.patient]) for c in some]):
+            conflicts |= {c.patient: "shared_identifier" for c in some}
+    shared = [[c.patient for c in some if c.patient not in conflicts] for some in identifiers]
     whole = _groups(origins, [*stated, *shared])
     members: dict[int, list[str]] = defaultdict(list)
     for patient in origins:

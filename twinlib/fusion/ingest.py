@@ -16,6 +16,7 @@ from pyspark.sql.types import StructType
 from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.fusion import clock_jumps
+from twinlib.fusion.basal_share import too_small
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
 from twinlib.fusion.identity import Link, identities, joined, links
@@ -172,7 +173,7 @@ def fuse(
         check_presence(read, sources, entries)
     seen = survey.select("patient_id").where("patient_id IS NOT NULL").distinct()
     earlier = {t: _stored(spark, stored(table), seen, entries) for t, table in TABLES.items()} if stored else {}
-    wrong_units = _contradictions(survey).persist()
+    wrong_units = _contradictions(survey, parts).persist()
     contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
     final = [Judged(_overruled(p, wrong_units, contradicted), p.entries) for p in parts]
     fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
@@ -253,14 +254,23 @@ def _survey_of(spark: SparkSession, part: Judged) -> DataFrame:
     )  # fmt: skip
 
 
-def _contradictions(survey: DataFrame) -> DataFrame:
-    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one.
+def _contradictions(survey: DataFrame, parts: Sequence[Judged]) -> DataFrame:
+    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one,
+    and where basal rates are too small beside the patient's boluses.
 
     A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
     """
     outside = 2 * F.greatest("below", "above") > F.col("n")
     wrong = survey.filter((F.col("n") >= CONTRADICTION_MINIMUM) & F.col("patient_id").isNotNull() & outside & F.col("fits"))
-    return wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
+    found = wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
+    rates, doses = (
+        [e.number for p in parts for e in p.entries if (e.meaning.name, e.meaning.kind) == which] for which in (("insulin_basal", "rate"), ("insulin_bolus", "dose"))
+    )
+    if not rates or not doses:
+        return found
+    looked_at = [p.frame for p in parts if any(e.number in (*rates, *doses) for e in p.entries)]
+    small = too_small(_union(f.select("entry", "patient_id", "file", "unit", "utc", "value", "reason", "ignored") for f in looked_at), rates, doses)
+    return found.unionByName(small).distinct()
 
 
 def _overruled(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> DataFrame:

@@ -164,8 +164,8 @@ def _events(exposures: DataFrame, layout: Layout) -> DataFrame:
     rate_end = F.coalesce(F.least("stated", following), F.col("begin") + LONGEST_OPEN_RATE)
     action = F.coalesce(*[F.when(F.col("agent") == a, m * MINUTE) for a, m in ACTION_MINUTES.items()])
     dose_end = F.col("begin") + F.coalesce(action, F.col("stated") - F.col("begin"), F.lit(0))
-    is_rate = F.col("kind") == "rate"
-    hours = (F.col("until") - F.col("begin")) / (60 * MINUTE)
+    is_rate = F.col("kind").isin("rate", "treatment")  # a treatment is in force: its amount is that of a day
+    hours = (F.col("until") - F.col("begin")) / (60 * MINUTE) * F.when(F.col("kind") == "treatment", 1 / 24).otherwise(1.0)
     spans = records.withColumn("until", F.greatest(F.when(is_rate, rate_end).otherwise(dose_end), "begin")).withColumn(
         "amount", F.when(is_rate, F.col("amount") * hours).otherwise(F.col("amount"))
     )

@@ -152,9 +152,9 @@ def _none() -> Column:
 
 def _ranked(df: DataFrame, limits: Limits, order: list[str]) -> DataFrame:
     """Adds `behind`: a reading of a device that comes first lies within `overlap_minutes`."""
-    place = F.lit(len(order))
-    for k, source in enumerate(order):
-        place = F.when(F.col("source") == source, F.lit(k)).otherwise(place)
+    # one look-up rather than a chain of conditions: health records are hundreds of sources
+    found = F.array_position(F.array(*map(F.lit, dict.fromkeys(order))) if order else F.array().cast("array<string>"), F.col("source"))
+    place = F.when(found > 0, found).otherwise(F.lit(len(order) + 1).cast("bigint"))
     began = F.min("micros").over(Window.partitionBy(*SERIES))
     df = df.withColumn("rank", F.struct(place, began, "source", "device"))
     around = Window.partitionBy("patient_id", "signal").orderBy("micros")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from twinlib.engine.contract import Model
+from twinlib.engine.contract import Input, Model
 from twinlib.engine.kernel import Data
 from twinlib.engine.schedule import Drive, build
 from twinlib.models.timeline import Events, Inputs, joined
@@ -78,15 +78,20 @@ class Batch:
         """The same readings under other inputs."""
         return replace(self, inputs=inputs)
 
+    def scale(self, model: Model, row: int, declared: Input) -> float:
+        """Amount of an agent of one row -> the input's unit times the model's time unit."""
+        return model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
+
+    def drive(self, model: Model, row: int, declared: Input, agents: tuple[str, ...]) -> Drive:
+        """What some agents of an input give, in the model's units."""
+        unit = model.minutes_per_unit()
+        events = joined(self.inputs[row][a] for a in agents if a in self.inputs[row])
+        minutes = events.durations if declared.pace is None else np.maximum(events.durations, events.amounts / declared.pace)
+        return Drive(events.minutes / unit, events.amounts * self.scale(model, row, declared), minutes / unit, declared.spread)
+
     def drives(self, model: Model, row: int) -> list[Drive]:
         """The inputs of one row in the model's units."""
-        unit, out = model.minutes_per_unit(), []
-        for declared in model.inputs:
-            events = joined(self.inputs[row][a] for a in declared.agents if a in self.inputs[row])
-            scale = model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
-            minutes = events.durations if declared.pace is None else np.maximum(events.durations, events.amounts / declared.pace)
-            out.append(Drive(events.minutes / unit, events.amounts * scale, minutes / unit, declared.spread))
-        return out
+        return [self.drive(model, row, declared, declared.agents) for declared in model.inputs]
 
     def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:
         """The batch as the kernel reads it. constants (rows, constants): those of the patients' own inputs, where the batch has others."""

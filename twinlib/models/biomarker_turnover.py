@@ -30,7 +30,7 @@ DRUGS = {  # biomarker -> drug class -> (fall as a share of the level, source)
     },
     "systolic_pressure": {  # from 154 mm Hg, one drug at standard dose: Law 2009, 10.1136/bmj.b1665
         name: (fall / 154.0, "Law 2009, 10.1136/bmj.b1665")
-        for name, fall in (("thiazide", 8.8), ("beta_blocker", 9.2), ("ace_inhibitor", 8.5), ("angiotensin_blocker", 10.3), ("calcium_blocker", 8.8))
+        for name, fall in (("thiazide", 8.8), ("beta_blocker", 9.2), ("ace_inhibitor", 8.5), ("angiotensin_blocker", 10.3), ("calcium_channel_blocker", 8.8))
     },
     "egfr": {"sglt2_inhibitor": (0.065, "3.7 from 56: Perkovic 2019 (CREDENCE), 10.1056/NEJMoa1811744")},
     "body_weight": {
@@ -78,6 +78,6 @@ def _daily(rate):
 HBA1C = BiomarkerTurnover("hba1c", "%", 7.0, 6.0, 0.03, 0.05)
 LDL_CHOLESTEROL = BiomarkerTurnover("ldl_cholesterol", "mg/dL", 120.0, 50.0, 0.03, 0.12)
 SYSTOLIC_PRESSURE = BiomarkerTurnover("systolic_pressure", "mmHg", 135.0, 30.0, 0.02, 0.08)
-EGFR = BiomarkerTurnover("egfr", "mL/min", 75.0, 26.0, 0.05, 0.10, spread=0.35)
+EGFR = BiomarkerTurnover("egfr", "mL/min/bsa", 75.0, 26.0, 0.05, 0.10, spread=0.35)
 BODY_WEIGHT = BiomarkerTurnover("body_weight", "kg", 80.0, 2.8, 0.03, 0.02)
 MODEL = HBA1C

@@ -29,6 +29,12 @@ class Settings:
     seed: int
     information: bool = False
 
+    @property
+    def count(self) -> int:
+        """Draws as the sampler rounds them up to whole stages."""
+        stages = len(posterior.STAGES)
+        return -(-self.draws // stages) * stages
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -68,6 +74,12 @@ class Sums:
         """(n, size) of parts (n, *shape)."""
         return np.concatenate([np.reshape(parts[k], (n, -1)) for k in self.shapes], axis=1)
 
+    def left_out(self) -> np.ndarray:
+        """(size,) what a patient without a posterior adds."""
+        out = np.zeros(self.size)
+        out[:2] = 1.0  # patients, left_out
+        return out
+
     def unpack(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         out, at = {}, 0
         for name, shape in self.shapes.items():
@@ -98,8 +110,7 @@ def expect(kernel: Kernel, patients: Patients, ids, z: np.ndarray, estimate: Est
         rows = np.flatnonzero(seen & (kind == k))
         _group(PatientKernel(kernel, columns), patients.take(rows), [ids[r] for r in rows], z[rows], estimate, s, settings, layout, rows, out, int(k))
     left_out = out.status != "used"
-    out.sums[left_out] = 0.0
-    out.sums[left_out, 1] = 1.0
+    out.sums[left_out] = layout.left_out()
     return out
 
 
@@ -112,7 +123,7 @@ def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate
     for c in range(estimate.components):
         mean = np.zeros((n, size))
         mean[:, :p] = estimate.means(z, c)
-        draws, weights = np.repeat(mean[:, None], settings.draws, axis=1), np.full((n, settings.draws), 1.0 / settings.draws)
+        draws, weights = np.repeat(mean[:, None], settings.count, axis=1), np.full((n, settings.count), 1.0 / settings.count)
         g, sampled = _sampled(kernel, patients, ids, Normal(mean, covariance), settings, rows, out)
         if g.size:
             draws[g], weights[g] = sampled.draws, sampled.weights
@@ -130,7 +141,7 @@ def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate
     # all components' draws side by side, weighted by component
     draws = np.concatenate([d for d, _, _ in parts], axis=1)
     weights = np.concatenate([share[:, c, None] * w for c, (_, w, _) in enumerate(parts)], axis=1)
-    of = np.repeat(np.arange(estimate.components), settings.draws)
+    of = np.repeat(np.arange(estimate.components), settings.count)
     theta = draws[..., :p]
     off = theta - np.stack([m for _, _, m in parts], axis=1)[:, of]
     kappa = draws[..., p:].reshape(n, draws.shape[1], -1, q) if q else np.zeros((n, draws.shape[1], 0, 0))
@@ -165,7 +176,7 @@ def _sampled(kernel: PatientKernel, patients: Patients, ids, prior: Normal, sett
     if not g.size:
         return g, None
     keys = [(ids[i],) for i in g]
-    sampled = posterior.sample(kernel, patients.take(g), prior.take(g), found.theta[g], scale[g], keys, settings.seed, settings.draws)
+    sampled = posterior.sample(kernel, patients.take(g), prior.take(g), found.theta[g], scale[g], keys, settings.seed, settings.count)
     finite = np.isfinite(sampled.log_evidence)
     out.reason[rows[g[~finite]]] = "no_finite_draw"
     kept = {name: getattr(sampled, name)[finite] for name in posterior.Posterior.__dataclass_fields__}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from twinlib.engine.contract import Model
-from twinlib.engine.kernel import Data, Kernel
+from twinlib.engine.kernel import Data, Kernel, ranges
 
 
 def with_values(kernel: Kernel, values: dict[str, float]) -> Kernel:
@@ -47,17 +47,19 @@ class Patients:
 
     def take(self, rows) -> Patients:
         counts = self.episodes[rows]
-        return Patients(self.data.take(_ranges(self.at[:-1][rows], counts)), np.concatenate([[0], np.cumsum(counts)]))
+        return Patients(self.data.take(ranges(self.at[:-1][rows], counts)), np.concatenate([[0], np.cumsum(counts)]))
+
+    def coarse(self, longest: float) -> Patients:
+        """The same with longer steps (see Data)."""
+        return replace(self, data=self.data.coarse(longest))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.data.lengths
 
     def counts(self) -> np.ndarray:
         """(patients,) number of readings."""
         return np.add.reduceat(self.data.counts(), self.at[:-1])
-
-
-def _ranges(starts, counts) -> np.ndarray:
-    """starts[i] .. starts[i] + counts[i], one range after the other."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,16 @@ class PatientKernel:
     kernel: Kernel
     columns: np.ndarray
 
+    @property
+    def search_step(self) -> float:
+        return self.kernel.search_step
+
     def _expanded(self, theta, who, patients: Patients):
         """Per episode of every lane: its parameters, its row of the data, and where each lane begins."""
         p, q = len(self.kernel.model.fitted), len(self.columns)
         counts = patients.episodes[who]
         owner = np.repeat(np.arange(len(who)), counts)
-        rows = _ranges(patients.at[:-1][who], counts)
+        rows = ranges(patients.at[:-1][who], counts)
         begin = np.cumsum(counts) - counts
         episode = np.arange(len(rows)) - np.repeat(begin, counts)
         each = theta[owner, :p]

@@ -20,7 +20,7 @@ from twinlib.whatif.simulate import Replay
 def overview(folder: str, scenarios: str, path: str, scenario: str = "bolus_15_min_before_meals") -> None:
     """Effects on time in range, and two days of the patient for whom `scenario` does most, as a PNG file."""
     tables = connect(folder)
-    effects = tables.execute("SELECT * FROM cohort_effects WHERE n_patients > 0 AND scenario != 'as_is'").df()
+    effects = tables.execute("SELECT * FROM cohort_effects WHERE subgroup = 'all' AND n_patients > 0 AND scenario != 'as_is'").df()
     patient = tables.execute(
         "SELECT patient_id, episode FROM outcomes WHERE scenario = ? AND outcome = 'tir' AND status = 'ok' ORDER BY effect_mean DESC, patient_id",
         [scenario],

@@ -51,9 +51,14 @@ def twins(night: Night) -> Table:
     return out
 
 
+def _patients(rows: list) -> str:
+    known = [r for r in rows if r is not None]
+    return "suppressed" if any(r.suppressed for r in known) else f"{max((r.n_patients for r in known), default=0):,}"
+
+
 def effects(night: Night) -> Table:
     """Mean effect of every scenario in every cohort on the main outcomes, with 90 % intervals."""
-    rows = night.storage.read(schemas.COHORT_EFFECTS).where(F.col("outcome").isin(*SHOWN)).collect()
+    rows = night.storage.read(schemas.COHORT_EFFECTS).where(F.col("outcome").isin(*SHOWN) & (F.col("subgroup") == "all")).collect()
     units = {r.outcome: r.unit for r in rows}
     out = _table("Mean effect (90 % interval)", "cohort", "scenario", "patients", *[f"{o}, {units.get(o, '')}" for o in SHOWN])
     cells = {(r.cohort, r.scenario, r.outcome): r for r in rows}
@@ -63,7 +68,7 @@ def effects(night: Night) -> Table:
             text = [
                 "–" if r is None or r.effect_mean is None else f"{r.effect_mean:+.1f} ({r.effect_q05:+.1f} to {r.effect_q95:+.1f})" for r in found
             ]
-            out.add_row(cohort.name, scenario.name, f"{max((r.n_patients for r in found if r), default=0):,}", *text)
+            out.add_row(cohort.name, scenario.name, _patients(found), *text)
     return out
 
 

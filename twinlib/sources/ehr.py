@@ -18,7 +18,8 @@ from twinlib.sources.files import File, filesystem
 from twinlib.sources.mapped import balanced, batch, opened
 from twinlib.sources.mapping import FileGroup
 from twinlib.sources.pseudonym import pseudonyms, tokens
-from twinlib.sources.readers import Block, Unreadable, header, read
+from twinlib.sources.blocks import Block, Unreadable
+from twinlib.sources.readers import header, read
 from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
 
 # What the query of a table yields, one row per record: n, the row of the block it was made of; patient, the raw id; identifiers, a list

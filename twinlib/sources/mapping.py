@@ -300,17 +300,12 @@ class FileGroup(Strict):
 
     @property
     def hidden(self) -> set[str]:
-        """Columns whose texts must not leave the file: those of `hide`, and identifiers."""
+        """Columns whose texts must not leave the file: those of `hide`, the device, and identifiers."""
         named = {c for e in self.entries if e.patient for c in e.patient.identifiers.values()}
-        return {*self.hide, *named} - {self.patient.column}
+        return {*self.hide, *([self.device] if self.device else []), *named} - {self.patient.column}
 
     def clock(self, entry: Entry) -> Clock | None:
         return None if entry.patient else entry.time or self.time
-
-    @property
-    def hidden(self) -> set[str]:
-        """Columns whose texts must not be kept."""
-        return {*self.hide, *([self.device] if self.device else [])}
 
     def columns(self, entry: Entry) -> set[str]:
         """Every column that the entry reads."""

@@ -16,8 +16,8 @@ from twinlib.sources.mapping import Attributes, Clock, Value
 
 # One row per record that an entry selects; besides, one row per file with `ignored` set and nothing else (the tally).
 # Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a reason code found
-# while reading, `detail` its expectation. `flags` are quality flags and `identifiers` keyed hashes of the patient's identifiers, each
-# separated by a space.
+# while reading, `detail` its expectation. `flags` are quality flags and `identifiers` keyed hashes of the patient's identifiers, each separated
+# by a space.
 RECORDS = (
     "entry int, file string, line bigint, part int, patient_id string, time string, end string, available string, offset string, "
     "value string, unit string, duration string, label string, device string, sex string, birth_date string, "

@@ -68,8 +68,9 @@ class Days:
     world: dict[str, np.ndarray]
 
     def arm(self, bolus: Callable = lambda x: x, basal: float = 1.0, eaten: float = 1.0) -> np.ndarray:
-        """(n, slots) true glucose under other doses: `bolus` maps (n, minutes), factors for basal and what is eaten."""
-        return _run(self.parameters, self.weight, self.world, eaten * self.eaten, self.basal, basal * self.basal, bolus(self.bolus))[0]
+        """(n, slots) true glucose under other doses: `bolus` maps (n, minutes), factors for basal and for what is eaten of the logged meals."""
+        food = np.where(self.logged > 0, eaten, 1.0) * self.eaten
+        return _run(self.parameters, self.weight, self.world, food, self.basal, basal * self.basal, bolus(self.bolus))[0]
 
 
 def draw(n: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:

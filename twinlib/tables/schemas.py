@@ -403,41 +403,119 @@ OUTCOMES = Table(
         Column("model", _text, "twin model", nullable=False),
         Column("episode", _text, "episode", nullable=False),
         Column("scenario", _text, "scenario", nullable=False),
-        Column("outcome", _text, "outcome: tir, tbr_70, tbr_54, tar_180, tar_250, mean_glucose, gmi, cv", nullable=False),
+        Column("outcome", _text, "outcome (docs/scenarios.md): tir, tbr_70, mean_glucose, c_max, …", nullable=False),
         Column("unit", _text, "unit of the outcome", nullable=False),
+        Column("mode", _text, "world of both arms", nullable=False, values=("counterfactual", "new_day", "forecast")),
         Column("status", _text, "whether there is a value", nullable=False, values=("ok", "insufficient_data", "not_applicable", "no_twin")),
         Column("reason", _text, "why not, where there is none"),
-        Column("factual", _real, "outcome of the observed readings", "by outcome"),
+        Column("factual", _real, "outcome of the observed readings; of the twin's factual arm (mean) where there are none", "by outcome"),
         Column("counterfactual_mean", _real, "posterior mean under the scenario", "by outcome"),
         Column("counterfactual_q05", _real, "5 % quantile", "by outcome"),
         Column("counterfactual_q95", _real, "95 % quantile", "by outcome"),
         Column("effect_mean", _real, "posterior mean of counterfactual minus factual", "by outcome"),
         Column("effect_q05", _real, "5 % quantile", "by outcome"),
         Column("effect_q95", _real, "95 % quantile", "by outcome"),
-        Column("probability_of_benefit", _real, "share of draws in which the outcome improves", "1"),
+        Column("probability_of_benefit", _real, "share of draws in which the outcome improves; null where neither direction is better", "1"),
+        Column("probability_of_harm", _real, "share of draws in which it worsens", "1"),
+        Column("extrapolation", _text, "in what the scenario leaves the patient's recorded range; null where it does not"),
         Column("effect_draws", _floats, "effect in every posterior draw (kept for cohort intervals)", "by outcome"),
+        Column("factual_draws", _floats, "factual outcome in every draw; null where it is the same in all", "by outcome"),
         Column("draws", _int, "posterior draws used"),
         Column("work_hash", _text, "hash of twin, scenario and settings behind the row", nullable=False),
     ),
 )
 
+RECOMMENDATIONS = Table(
+    "recommendations",
+    "One row per patient and configured recommendation: the best safe scenario, or no change.",
+    ("patient_id", "model", "recommendation"),
+    (
+        _patient(),
+        Column("model", _text, "twin model", nullable=False),
+        Column("recommendation", _text, "name in the configuration", nullable=False),
+        Column("objective", _text, "outcome to improve", nullable=False),
+        Column("unit", _text, "unit of the objective", nullable=False),
+        Column("status", _text, "what is advised", nullable=False, values=("change", "no_change", "insufficient_data")),
+        Column("reason", _text, "why no change"),
+        Column("scenario", _text, "the scenario that is advised; null = no change"),
+        Column("best", _text, "the safe scenario with the greatest expected gain, whether or not it is advised"),
+        Column("factual", _real, "the objective as it is, mean over the patient's episodes", "by objective"),
+        Column("gain_mean", _real, "expected gain of the best scenario, positive = better", "by objective"),
+        Column("gain_q05", _real, "5 % quantile", "by objective"),
+        Column("gain_q95", _real, "95 % quantile", "by objective"),
+        Column("probability_beats_current", _real, "probability that the best scenario is better than current care", "1"),
+        Column("probability_best", _real, "probability that no safe scenario, nor current care, is better than it", "1"),
+        Column("n_policies", _int, "scenarios with a value", nullable=False),
+        Column("n_safe", _int, "those that meet all safety constraints", nullable=False),
+        Column("extrapolation", _text, "in what the best scenario leaves the patient's recorded range"),
+    ),
+)
+
+
+def _group() -> tuple[Column, ...]:
+    return (
+        Column("cohort", _text, "cohort", nullable=False),
+        Column("subgroup", _text, "subgroup of the cohort: all, or attribute=value", nullable=False),
+    )
+
+
+def _counts() -> tuple[Column, ...]:
+    return (
+        Column("suppressed", _flag, "whether the row is withheld because its count, or one that it gives away, is too small", nullable=False),
+        Column("n_all", _long, "all patients; null where suppressed"),
+        Column("n_matched", _long, "patients in the group; null where suppressed"),
+        Column("n_with_twin", _long, "those of them with a converged twin; null where suppressed"),
+        Column("n_patients", _long, "those of them with a value; null where suppressed"),
+    )
+
+
 COHORT_EFFECTS = Table(
     "cohort_effects",
-    "One row per cohort, scenario and outcome: the mean effect over patients.",
-    ("cohort", "scenario", "outcome"),
+    "One row per cohort, subgroup, scenario and outcome: the mean effect over patients.",
+    ("cohort", "subgroup", "scenario", "outcome"),
     (
-        Column("cohort", _text, "cohort", nullable=False),
+        *_group(),
         Column("scenario", _text, "scenario", nullable=False),
         Column("outcome", _text, "outcome", nullable=False),
         Column("unit", _text, "unit of the outcome", nullable=False),
-        Column("n_matched", _long, "patients that the cohort's filter selects", nullable=False),
-        Column("n_patients", _long, "patients with a value", nullable=False),
+        *_counts(),
         Column("factual_mean", _real, "mean of the observed outcome", "by outcome"),
         Column("counterfactual_mean", _real, "mean under the scenario", "by outcome"),
         Column("effect_mean", _real, "mean effect", "by outcome"),
         Column("effect_q05", _real, "5 % quantile of the mean effect over posterior draws and resampled patients", "by outcome"),
         Column("effect_q95", _real, "95 % quantile", "by outcome"),
-        Column("share_benefiting", _real, "share of patients whose probability of benefit exceeds one half", "1"),
+        Column("p_value", _real, "two-sided tail probability of no mean effect; 1 where there is exactly none", "1"),
+        Column("q_value", _real, "false discovery rate over all rows of the table (Benjamini and Hochberg)", "1"),
+        Column("comparisons", _long, "rows that the q-value takes into account"),
+        Column("share_benefiting", _real, "expected share of patients for whom the outcome improves: mean probability of benefit", "1"),
+        Column("share_harmed", _real, "expected share for whom it worsens", "1"),
+        Column("target_difference", _real, "expected difference of the share of patients on the outcome's target", "%"),
+        Column("target_difference_q05", _real, "5 % quantile", "%"),
+        Column("target_difference_q95", _real, "95 % quantile", "%"),
+        Column("number_needed_to_treat", _real, "patients for one more on target, 100/target_difference; negative: for one fewer", "1"),
+    ),
+)
+
+COHORT_POLICIES = Table(
+    "cohort_policies",
+    "One row per cohort, subgroup and recommendation: what personalised advice gains over one scenario for all.",
+    ("cohort", "subgroup", "recommendation"),
+    (
+        *_group(),
+        Column("recommendation", _text, "name in the configuration", nullable=False),
+        Column("objective", _text, "outcome to improve", nullable=False),
+        Column("unit", _text, "unit of the objective", nullable=False),
+        *_counts(),
+        Column("n_changed", _long, "patients who are advised a change; null where suppressed"),
+        Column("one_size", _text, "the one scenario that would be best for all; null = none beats no change"),
+        *[
+            Column(f"{name}_{part}", _real, f"{what}, {how}", "by objective")
+            for name, what in (
+                ("gain_personalised", "mean gain of following the advice"), ("gain_one_size", "mean gain of the one scenario for all"),
+                ("gain_of_personalising", "mean gain of the former over the latter"),
+            )
+            for part, how in (("mean", "expected"), ("q05", "5 % quantile"), ("q95", "95 % quantile"))
+        ],
     ),
 )
 
@@ -447,7 +525,7 @@ RUNS = Table(
     ("run_id", "stage"),
     (
         Column("run_id", _text, "UTC start of the run and a random suffix", nullable=False),
-        Column("stage", _text, "generate, ingest, follow, fuse, learn, fit, simulate, effects", nullable=False),
+        Column("stage", _text, "generate, ingest, follow, fuse, learn, fit, simulate, recommend, effects", nullable=False),
         Column("status", _text, "what the stage did", nullable=False, values=("done", "unchanged", "failed")),
         Column("started_at", _time, "start (UTC)", nullable=False),
         Column("seconds", _real, "duration", "s", nullable=False),
@@ -463,6 +541,6 @@ TABLES = {
     for t in (
         PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
         POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS,
-        TWINS, TWIN_PARAMETERS, OUTCOMES, COHORT_EFFECTS, RUNS,
+        TWINS, TWIN_PARAMETERS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS,
     )
 }

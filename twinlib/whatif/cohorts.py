@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
-from twinlib.config import CohortConfig
+from twinlib.config import CohortConfig, SubgroupConfig
 from twinlib.errors import ConfigError
 from twinlib.whatif.language import NUMBER, TEXT, compiled
-from twinlib.whatif.outcomes import OUTCOMES
+from twinlib.whatif.cgm import OUTCOMES
 
 _PATIENT = {"sex": TEXT, "age_years": NUMBER}
 _TWIN = {"status": TEXT, "n_observations": NUMBER, "fit_rmse": NUMBER, "fit_mard_percent": NUMBER, "forecast_rmse": NUMBER}
 _TIMELINE = {"wear_fraction": NUMBER}
 _EPISODE = ["patient_id", "model", "episode"]
+ALL = "all"  # the subgroup of everybody
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,28 @@ def members(cohorts: Iterable[CohortConfig], frame: DataFrame, known: Attributes
     return frame.select(F.explode(F.array_compact(F.array(*chosen))).alias("cohort"), "patient_id")
 
 
-def attrition(cohorts: Iterable[CohortConfig], frame: DataFrame, known: Attributes) -> DataFrame:
-    """One row per cohort: how many patients there are, have a converged twin, are matched by the filter, and both.
+def check_subgroups(subgroups: Iterable[SubgroupConfig], known: Attributes) -> None:
+    """Raises ConfigError where a subgroup's attribute is unknown, is a number without breaks, or a text with breaks."""
+    for s in subgroups:
+        kind = known.kinds.get(s.by)
+        if kind is None:
+            raise ConfigError(f"subgroups: by: unknown column {s.by}; known are {', '.join(sorted(known.kinds))}")
+        if (kind == NUMBER) != bool(s.breaks) or list(s.breaks) != sorted(set(s.breaks)):
+            raise ConfigError(f"subgroups: {s.by}: a number needs increasing breaks, a text has none")
 
-    Columns cohort, n_all, n_with_twin, n_matched, n_matched_with_twin (long), in one pass. Raises ConfigError.
-    """
-    twin = F.coalesce(F.col("status") == "converged", F.lit(False))
-    rows = [
-        F.struct(
-            F.lit(c.name).alias("cohort"),
-            F.count(F.lit(1)).alias("n_all"),
-            F.count_if(twin).alias("n_with_twin"),
-            F.count_if(F.expr(check(c, known))).alias("n_matched"),
-            F.count_if(F.expr(check(c, known)) & twin).alias("n_matched_with_twin"),
-        )
-        for c in cohorts
-    ]
-    return frame.agg(F.array(*rows).alias("rows")).select(F.inline("rows"))
+
+def subgroups(wanted: Sequence[SubgroupConfig], frame: DataFrame) -> DataFrame:
+    """The subgroups of each patient as rows (subgroup, patient_id), from a frame of `attributes`: `all`, and one for every entry of `wanted`,
+    such as `sex=female` or `age_years=18 to 65` (from the first to below the second); `unknown` where the attribute is null."""
+
+    def label(s: SubgroupConfig) -> Column:
+        column = F.col(s.by)
+        if not s.breaks:
+            return F.coalesce(column, F.lit("unknown"))
+        named = F.when(column.isNull(), F.lit("unknown")).when(column < s.breaks[0], F.lit(f"below {s.breaks[0]:g}"))
+        for low, high in zip(s.breaks, s.breaks[1:]):
+            named = named.when(column < high, F.lit(f"{low:g} to {high:g}"))
+        return named.otherwise(F.lit(f"{s.breaks[-1]:g} and more"))
+
+    labels = [F.concat(F.lit(f"{s.by}="), label(s)) for s in wanted]
+    return frame.select(F.explode(F.array(F.lit(ALL), *labels)).alias("subgroup"), "patient_id")

@@ -1,11 +1,4 @@
-"""Cohort effects: the mean over patients of what a scenario changes, with an interval over draws and patients.
-
-The interval comes from Rubin's Bayesian bootstrap (1981, 10.1214/aos/1176345338): replicate b takes every patient's
-posterior draw b mod K and averages them with random weights, Exponential(1) per patient and normalised. So it covers both
-what is not known of each twin and that other patients could have been sampled; where posteriors are wide it errs on the wide
-side, as their spread also shows between patients. The weights are a function of seed, patient and replicate alone: they are
-shared by all scenarios, and no order or partitioning of the data changes them.
-"""
+"""Cohort effects: the mean over patients of what a scenario changes, by cohort and subgroup, with an interval over draws and patients."""
 
 from __future__ import annotations
 
@@ -17,49 +10,22 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from twinlib.tables.schemas import COHORT_EFFECTS
-from twinlib.whatif.outcomes import OUTCOMES
+from twinlib.whatif.bootstrap import REPLICATES, bootstrap_means, interval, p_value
+from twinlib.whatif.outcomes import Outcome
 
-REPLICATES = 1024
-_BLOCK = 2048  # patients whose weights are held at once
-_GROUP = ("cohort", "scenario", "outcome")
-_SUMMARY = (
-    "cohort string, scenario string, outcome string, n_patients long, factual_mean double, counterfactual_mean double, "
-    "effect_mean double, effect_q05 double, effect_q95 double, share_benefiting double"
+GROUP = ("cohort", "subgroup", "scenario", "outcome")
+_VALUES = (
+    "factual_mean", "counterfactual_mean", "effect_mean", "effect_q05", "effect_q95", "p_value", "share_benefiting", "share_harmed",
+    "target_difference", "target_difference_q05", "target_difference_q95", "number_needed_to_treat",
 )
+_SUMMARY = "cohort string, subgroup string, scenario string, outcome string, " + ", ".join(f"{v} double" for v in _VALUES)
 
 
-def exponential_weights(keys: np.ndarray, replicates: int) -> np.ndarray:
-    """Exponential(1) numbers [n, replicates], row i a function of the 64-bit keys[i] (uint64) alone.
-
-    Counter-based: SplitMix64 of Steele, Lea and Flood (2014, 10.1145/2660193.2660195), whose state `keys[i]` is advanced
-    to every replicate at once.
-    """
-    with np.errstate(over="ignore"):
-        z = keys[:, None] + np.arange(1, replicates + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    return -np.log(((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)  # uniform on the open interval (0, 1)
-
-
-def bootstrap_means(draws: np.ndarray, keys: np.ndarray, replicates: int = REPLICATES) -> np.ndarray:
-    """Replicates [replicates] of the mean over patients of effects [n patients, K draws]; keys [n] (uint64), n >= 1."""
-    of_replicate = np.arange(replicates) % draws.shape[1]
-    total, weight = np.zeros(replicates), np.zeros(replicates)
-    for start in range(0, len(draws), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        w = exponential_weights(keys[block], replicates)
-        total += (w * draws[block][:, of_replicate]).sum(axis=0)
-        weight += w.sum(axis=0)
-    return total / weight
-
-
-def summarise(table: pa.Table, better: int, replicates: int = REPLICATES) -> dict[str, float | int]:
+def summarise(table: pa.Table, outcome: Outcome, replicates: int = REPLICATES) -> dict[str, float | None]:
     """Effect of one scenario on one outcome in one cohort.
 
     table: rows of OUTCOMES with status ok (columns patient_id, key, episode, factual, counterfactual_mean, effect_mean,
-    effect_draws), one or more per patient; a patient's episodes are averaged first, draw by draw, so that each patient
+    effect_draws, factual_draws), one or more per patient; a patient's episodes are averaged first, draw by draw, so that each patient
     counts once. Raises ValueError where rows hold different numbers of draws.
     """
     table = table.sort_by([("patient_id", "ascending"), ("episode", "ascending")]).combine_chunks()
@@ -68,64 +34,62 @@ def summarise(table: pa.Table, better: int, replicates: int = REPLICATES) -> dic
     lengths = pc.unique(pc.list_value_length(table["effect_draws"]))
     if len(lengths) != 1:
         raise ValueError(f"effect_draws of different lengths in one cohort: {sorted(lengths.to_pylist())}")
-    draws = pc.list_flatten(table["effect_draws"]).to_numpy().reshape(len(table), -1)
 
     def per_patient(values: np.ndarray) -> np.ndarray:
         sums = np.add.reduceat(values.astype(np.float64), first, axis=0)
         return sums / (episodes if values.ndim == 1 else episodes[:, None])
 
-    draws = per_patient(draws)
-    replicate = bootstrap_means(draws, table["key"].to_numpy()[first].view(np.uint64), replicates)
-    benefit = (better * draws > 0).mean(axis=1)
-    low, high = np.quantile(replicate, [0.05, 0.95], method="weibull")
-    means = {c: per_patient(table[c].to_numpy()).mean() for c in ("factual", "counterfactual_mean", "effect_mean")}
+    draws = per_patient(pc.list_flatten(table["effect_draws"]).to_numpy().reshape(len(table), -1))
+    keys = table["key"].to_numpy()[first].view(np.uint64)
+    replicate = bootstrap_means(draws, keys, replicates)
+    low, high = interval(replicate)
+    means = {c: per_patient(table[c].to_numpy()) for c in ("factual", "counterfactual_mean", "effect_mean")}
+    better = outcome.better * draws
+    shares = {"share_benefiting": float((better > 0).mean()), "share_harmed": float((better < 0).mean())} if outcome.better else {}
+    if outcome.target is not None:
+        lacking = table["factual_draws"].null_count
+        factual = means["factual"][:, None] if lacking else per_patient(pc.list_flatten(table["factual_draws"]).to_numpy().reshape(len(table), -1))
+        shares |= _on_target(factual, draws, outcome, keys, replicates)
     return {
-        "n_patients": len(first),
-        "factual_mean": means["factual"],
-        "counterfactual_mean": means["counterfactual_mean"],
-        "effect_mean": means["effect_mean"],
-        "effect_q05": float(low),
-        "effect_q95": float(high),
-        "share_benefiting": (benefit > 0.5).mean(),
+        **{f"{c.removesuffix('_mean')}_mean": float(m.mean()) for c, m in means.items()},
+        "effect_q05": low, "effect_q95": high, "p_value": 1.0 if (draws == 0).all() else p_value(replicate), **shares,
     }
 
 
-def cohort_effects(
-    outcomes: DataFrame,
-    members: DataFrame,
-    attrition: DataFrame,
-    scenarios: Sequence[str],
-    seed: int,
-    replicates: int = REPLICATES,
-) -> DataFrame:
-    """COHORT_EFFECTS: a row for every cohort of `attrition`, scenario and outcome; values are null where no patient has one.
+def _on_target(factual: np.ndarray, effects: np.ndarray, outcome: Outcome, keys: np.ndarray, replicates: int) -> dict[str, float | None]:
+    """Difference of the share of patients on target, in points, and the number needed to treat (negative: to harm) for one more on target.
 
-    outcomes: OUTCOMES rows of one model, whose effect_draws are equally weighted; members and attrition: of
-    `twinlib.whatif.cohorts`. One Arrow group per cohort, scenario and outcome, which holds patients x draws x 4 bytes.
+    Its limits are 100 over those of the difference; where these differ in sign the number is unbounded (Altman 1998, 10.1136/bmj.317.7168.1309).
     """
-    better = {o.name: o.better for o in OUTCOMES}
-    units = {o.name: o.unit for o in OUTCOMES}
+    on = lambda x: outcome.better * (x - outcome.target) > 0  # noqa: E731
+    difference = 100.0 * (on(factual + effects).astype(float) - on(factual))
+    mean = float(difference.mean())
+    low, high = interval(bootstrap_means(difference, keys, replicates))
+    return {
+        "target_difference": mean, "target_difference_q05": low, "target_difference_q95": high,
+        "number_needed_to_treat": 100.0 / mean if mean else None,
+    }
+
+
+def summaries(outcomes: DataFrame, members: DataFrame, known: Sequence[Outcome], seed: int, replicates: int = REPLICATES) -> DataFrame:
+    """One row of `summarise` for every cohort, subgroup, scenario and outcome that some patient has a value of.
+
+    outcomes: OUTCOMES rows of one model, whose effect_draws are equally weighted; members: rows (cohort, subgroup, patient_id). One Arrow
+    group per row, which holds patients x draws x 4 bytes.
+    """
+    by_name = {o.name: o for o in known}
 
     def of_group(key: tuple[pa.Scalar, ...], table: pa.Table) -> pa.Table:
-        cohort, scenario, outcome = (k.as_py() for k in key)
-        row = {"cohort": cohort, "scenario": scenario, "outcome": outcome} | summarise(table, better[outcome], replicates)
-        return pa.Table.from_pylist([row])
+        group = dict(zip(GROUP, (k.as_py() for k in key)))
+        row = dict.fromkeys(_VALUES) | group | summarise(table, by_name[group["outcome"]], replicates)
+        return pa.Table.from_pylist([{n: row[n] for n in (*GROUP, *_VALUES)}], schema=arrow)
 
-    effects = (
-        outcomes.where((F.col("status") == "ok") & F.col("outcome").isin(list(better)) & F.col("scenario").isin(list(scenarios)))
-        .select("patient_id", "episode", "scenario", "outcome", "factual", "counterfactual_mean", "effect_mean", "effect_draws")
-        .withColumn("key", F.xxhash64(F.lit(seed), "patient_id"))
+    arrow = pa.schema([(g, pa.string()) for g in GROUP] + [(v, pa.float64()) for v in _VALUES])
+    wanted = ("patient_id", "episode", "scenario", "outcome", "factual", "counterfactual_mean", "effect_mean", "effect_draws", "factual_draws")
+    return (
+        outcomes.where((F.col("status") == "ok") & F.col("outcome").isin(list(by_name)))
+        .select(*wanted, F.xxhash64(F.lit(seed), "patient_id").alias("key"))
         .join(members, "patient_id")
-        .groupBy(*_GROUP)
+        .groupBy(*GROUP)
         .applyInArrow(of_group, _SUMMARY)
     )
-    cells = F.array(
-        *[
-            F.struct(F.lit(s).alias("scenario"), F.lit(o).alias("outcome"), F.lit(u).alias("unit"))
-            for s in scenarios
-            for o, u in units.items()
-        ]
-    )
-    grid = attrition.select("cohort", "n_matched", F.inline(cells))
-    filled = grid.join(effects, list(_GROUP), "left").fillna(0, ["n_patients"])
-    return COHORT_EFFECTS.conform(filled)
