@@ -124,11 +124,12 @@ def summary(db: duckdb.DuckDBPyConnection, tables: dict[str, str]) -> dict:
     """What both must agree on besides the counts: sums of what was accepted and packed, refusals by reason."""
     o, q, t = tables["observations"], tables["quarantine"], tables["timelines"]
     rows, total, conflicts = db.execute(f"SELECT count(*), round(sum(value)), count_if(list_contains(quality, 'conflict')) FROM '{o}'").fetchall()[0]
+    flags = dict(db.execute(f"SELECT flag, count(*) FROM (SELECT unnest(quality) AS flag FROM '{o}') GROUP BY 1 ORDER BY 1").fetchall())
     reasons = dict(db.execute(f"SELECT reason, count(*) FROM '{q}' GROUP BY 1 ORDER BY 1").fetchall())
     episodes, filled = db.execute(f"""
         SELECT count(*), sum(list_sum([CASE WHEN isnan(x) THEN 0 ELSE 1 END FOR x IN signals[1]['values']])) FROM '{t}'""").fetchall()[0]
     doses = dict(db.execute(f"SELECT i.input, round(sum(list_sum(i.amounts))) FROM (SELECT unnest(inputs) AS i FROM '{t}') WHERE len(i.amounts) > 0 GROUP BY 1 ORDER BY 1").fetchall())
-    return {"observations": rows, "sum_of_values": total, "conflicts": conflicts, "reasons": reasons, "timelines": episodes, "filled_slots": filled, "amounts": doses}
+    return {"observations": rows, "sum_of_values": total, "conflicts": conflicts, "flags": flags, "reasons": reasons, "timelines": episodes, "filled_slots": filled, "amounts": doses}
 
 
 def both(rows: int) -> tuple[int, dict, dict]:

@@ -52,12 +52,15 @@ files:
       - {name: weight, when: {test: weight}, observation: body_weight, value: {column: result, unit_column: unit}}
 """
 
-# h: hash of patient and slot. 0.5 % repeated, 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit
+# Glucose rises after each meal of _MEALS and comes back within hours. h: hash of patient and slot. 0.5 % repeated, 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit
 _CGM = """
 WITH grid AS (
     SELECT p, s, hash(p, s) AS h, hash(p) AS hp FROM range({first}, {last}) a(p), range({week} * 2016, ({week} + 1) * 2016) b(s)
+), eating AS (
+    SELECT *, 5 * (s % 288) - 430 - 240 * k - (hash(p, s // 288, k) % 60)::BIGINT AS ago FROM (SELECT *, greatest(5 * (s % 288) - 430, 0) // 240 AS k FROM grid)
 ), curve AS (
-    SELECT *, 140 + 60 * sin(s * 6.2832 / 288 + hp % 100) + (h % 4001) / 100.0 - 20 AS mgdl, hp % 2 = 0 AS molar FROM grid
+    SELECT *, 110 + hp % 40 + CASE WHEN ago > 0 THEN 60 * ago / 60.0 * exp(1 - ago / 60.0) ELSE 0 END + (h % 801) / 100.0 - 4 AS mgdl, hp % 2 = 0 AS molar
+    FROM eating
 ), made AS (
     SELECT 'patient-' || lpad(p::VARCHAR, 7, '0') AS who, TIMESTAMP '2026-03-16' + to_minutes(5 * s) AS taken,
         CASE WHEN h % 1009 = 1 THEN NULL WHEN h % 1009 = 2 THEN 0.0

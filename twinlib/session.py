@@ -22,6 +22,7 @@ _SETTINGS = {
     "spark.sql.shuffle.partitions": "8",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
+    "spark.sql.maxConcurrentOutputFileWriters": "1",  # what comes in order of its folders is not sorted again
     "spark.sql.debug.maxToStringFields": "10",
     # Janino gets the stack maps of a generated method wrong where its jumps exceed 32 KB: such stages run without whole-stage code
     "spark.sql.codegen.hugeMethodLimit": "32000",

@@ -19,7 +19,6 @@ from pyspark.sql import functions as F
 
 DECIMALS = 6  # of canonical values that are compared
 KEYS = {
-    "observation": ("patient_id", "name", "utc"),
     "exposure": ("patient_id", "name", "kind", "extended", "utc"),
     "event": ("patient_id", "name", "utc"),
     "patient": ("patient_id",),
@@ -27,7 +26,7 @@ KEYS = {
 
 
 def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
-    """`df` (sound records of one target as `ingest` selects them) with `kept`, and the flags that the choice adds to `quality`.
+    """`df` (sound records of one target but signals, for which see `readings`; as `ingest` selects them) with `kept`, and the flags that the choice adds to `quality`.
 
     again: some of the records have been through here before, and bear the flags of what was dropped then. The result is that of all
     records together, whatever came first.

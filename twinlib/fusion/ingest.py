@@ -21,12 +21,13 @@ from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
 from twinlib.fusion.identity import Link, identities, joined, links
 from twinlib.fusion.judge import judge
-from twinlib.fusion.quality import flagged
+from twinlib.fusion.readings import readings
 from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.records import Part, Source
 from twinlib.tables.contracts import Table
+from twinlib.tables.ordered import AHEAD
 from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 from twinlib.tables.storage import bucket_of
 
@@ -73,7 +74,7 @@ class Ingested:
     """
 
     patients: DataFrame
-    observations: DataFrame
+    ordered: DataFrame  # observations in the order in which they are stored (see tables.ordered)
     exposures: DataFrame
     events: DataFrame
     identities: DataFrame
@@ -91,7 +92,7 @@ class Ingested:
         A check raises DataError where the records of the table's sources do not add up.
         """
         frames = {
-            QUARANTINE: (self.quarantine, "quarantine"), OBSERVATIONS: (self.observations, "observation"), EXPOSURES: (self.exposures, "exposure"),
+            QUARANTINE: (self.quarantine, "quarantine"), OBSERVATIONS: (self.ordered, "observation"), EXPOSURES: (self.exposures, "exposure"),
             EVENTS: (self.events, "event"), PATIENTS: (self.patients, "patient"),
         }  # fmt: skip
 
@@ -103,6 +104,10 @@ class Ingested:
         for table, (frame, target) in frames.items():
             yield table, frame, partial(check, target)
         yield IDENTITIES, self.identities, lambda: None
+
+    @property
+    def observations(self) -> DataFrame:
+        return OBSERVATIONS.conform(self.ordered.drop(AHEAD))
 
     @cached_property
     def counts(self) -> DataFrame:
@@ -177,14 +182,18 @@ def fuse(
     contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
     final = [Judged(_overruled(p, wrong_units, contradicted), p.entries) for p in parts]
     fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
-    counted = {
-        t: Counted(settle(_sound(spark, final, t, buckets, earlier.get(t)), t, t in earlier), [e for e in entries if e.meaning.target == t], fates)
-        for t in ("patient", "observation", "exposure", "event")
+    sound = {t: _sound(spark, final, t, buckets, earlier.get(t)) for t in ("patient", "observation", "exposure", "event")}
+    settled = {
+        t: readings(df, sound["exposure"], entries, sensors, buckets, t in earlier)
+        if t == "observation"
+        else settle(df.repartitionById(buckets, F.col("bucket")), t, t in earlier)
+        for t, df in sound.items()
     }
+    counted = {t: Counted(df, [e for e in entries if e.meaning.target == t], fates) for t, df in settled.items()}
     counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
         patients=_patients(spark, survey, counted["patient"].frame, entries),
-        observations=_observations(counted["observation"].frame.filter("kept"), entries, sensors),
+        ordered=counted["observation"].frame.filter("kept").drop("entry", "kept"),
         exposures=_exposures(counted["exposure"].frame.filter("kept")),
         events=_events(counted["event"].frame.filter("kept")),
         identities=identities(spark, found, sources),
@@ -322,7 +331,7 @@ def _stored(spark: SparkSession, table: DataFrame, patients: DataFrame, entries:
 
 
 def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: int, earlier: DataFrame | None = None) -> DataFrame:
-    """Sound records of a target, one partition per bucket of patients: the one shuffle on their way to the table."""
+    """Sound records of a target, with the bucket of their patients."""
     frames = []
     for part in parts:
         if any(e.meaning.target == target for e in part.entries):
@@ -333,21 +342,12 @@ def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: i
         frames = [described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, *_NAMES).filter(F.lit(False))]
     if earlier is not None:
         frames.append(earlier)
-    return _union(frames).withColumn("bucket", bucket_of(buckets)).repartitionById(buckets, F.col("bucket"))
+    return _union(frames).withColumn("bucket", bucket_of(buckets))
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
 
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
-
-
-def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
-    df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
-    )
-    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
-    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
-    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:

@@ -6,9 +6,12 @@ clock, column order or encoding; a sensor that sticks or is lain upon; files tha
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from twinlib.synthetic.exports import MMOL, RawFile
 from twinlib.synthetic.people import FAULTS, Person, stream
 
 DAY_ROWS = 288
+DAY_FIRST, MONTH_FIRST = "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M"
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,38 @@ def wrong_unit(file: RawFile, rng) -> Spoilt:
 def day_month_swap(file: RawFile, rng) -> Spoilt:
     """Month before day in the whole file."""
     return _every(file, lambda r: re.sub(r"^(\d+)/(\d+)/", r"\2/\1/", r))
+
+
+def wrong_zone(file: RawFile, rng) -> Spoilt:
+    """Local times of a zone hours away, in a file that is read as one of here."""
+    away = timedelta(minutes=int(rng.choice([-480, -300, 330, 480])))
+
+    def one(row: str) -> str:
+        time, value = row.split(",")[:2]
+        return f"{datetime.strptime(time, DAY_FIRST) + away:{DAY_FIRST}},{value}"
+
+    return _every(file, one)
+
+
+def drift(file: RawFile, rng) -> Spoilt:
+    """A sensor that reads more and more too high from the fourth day on, 8 % a day; a meter's readings every four hours beside it (SD 5 %).
+    Faulty are the readings that are more than 20 % off."""
+    rows, planted, meter = [], [], []
+    first = None
+    for row in file.rows:
+        record = json.loads(row)
+        if record["type"] == "cbg":
+            at = datetime.fromisoformat(record["time"])
+            first = first or at
+            if not meter or at - meter[-1][0] >= timedelta(hours=4):
+                meter.append((at, record | {"type": "smbg", "value": round(record["value"] * (1 + 0.05 * rng.standard_normal()), 5)}))
+            share = min(max(0.08 * ((at - first) / timedelta(days=1) - 4), 0), 0.6)
+            if share > 0.2:
+                planted.append(len(rows))
+            row = json.dumps(record | {"value": round(record["value"] * (1 + share), 5)}, separators=(",", ":"))
+        rows.append(row)
+    rows += [json.dumps(r, separators=(",", ":")) for _, r in meter]
+    return Spoilt(replace(file, rows=rows), planted)
 
 
 def swapped_columns(file: RawFile, rng) -> Spoilt:
@@ -158,6 +194,7 @@ def truncated_file(file: RawFile, rng) -> Spoilt:
 # fault -> (shape of export, kinds of file, how)
 KINDS: dict[str, tuple[str, tuple[str, ...], Callable]] = {
     "wrong_unit": ("t1d_uom", ("glucose",), wrong_unit),
+    "wrong_zone": ("t1d_uom", ("glucose",), wrong_zone),
     "day_month_swap": ("t1d_uom", ("glucose",), day_month_swap),
     "swapped_columns": ("t1d_uom", ("glucose",), swapped_columns),
     "rate_per_five_minutes": ("t1d_uom", ("basal",), rate_per_five_minutes),
@@ -170,7 +207,9 @@ KINDS: dict[str, tuple[str, tuple[str, ...], Callable]] = {
     "compression_low": ("t1d_uom", ("glucose",), compression_low),
     "truncated_file": ("t1d_uom", ("glucose", "basal", "bolus", "nutrition"), truncated_file),
     "broken_json_line": ("tidepool", ("tidepool",), broken_json_line),
+    "drift": ("tidepool", ("tidepool",), drift),
 }
+GONE = ("wrong_unit", "swapped_columns", "rate_per_five_minutes", "duplicate", "conflicting_duplicate", "clock_jump", "truncated_file")  # not accepted
 
 
 def fault_of(person: Person) -> str | None:
@@ -183,26 +222,30 @@ def fault_of(person: Person) -> str | None:
     return None if fault == "rate_per_five_minutes" and not person.pump else fault
 
 
-def _said_twice(file: RawFile) -> list[int]:
-    """Rows whose local time happened twice, when clocks were set back."""
-    times = [r.split(",")[0] for r in file.rows]
-    counts: dict[str, int] = {}
-    for t in times:
-        counts[t] = counts.get(t, 0) + 1
-    return [k for k, t in enumerate(times) if counts[t] > 1]
+def _said_twice(person: Person, file: RawFile, fault: str | None, rows: list[int]) -> list[int]:
+    """Rows whose local time happens twice, when clocks are set back, and that another fault does not take away."""
+    zone, pattern, gone = ZoneInfo(person.zone), MONTH_FIRST if fault == "day_month_swap" else DAY_FIRST, set(rows) if fault in GONE else ()
+
+    def twice(row: str) -> bool:
+        try:
+            here = datetime.strptime(row.split(",")[0], pattern).replace(tzinfo=zone)
+        except ValueError:
+            return False
+        return here.utcoffset() > here.replace(fold=1).utcoffset()
+
+    return [k for k, r in enumerate(file.rows) if k not in gone and twice(r)]
 
 
 def plant(seed: int, person: Person, files: list[RawFile]) -> tuple[list[Spoilt], list[tuple[str, int, str]]]:
-    """The person's files with the person's fault, and (path, line from 1, fault) of every row that it touches."""
+    """The person's files with the person's fault, and (path, line from 1, fault) of every row that it touches; clocks that go back touch all."""
     fault, rng = fault_of(person), stream(seed, person.index, FAULTS)
     spoilt, planted = [], []
     for file in files:
-        if fault and file.kind in KINDS[fault][1]:
-            done = KINDS[fault][2](file, rng)
-            planted += [(file.path, k + 1 + (file.header is not None), fault) for k in done.rows]
-            spoilt.append(done)
-        else:
-            if file.kind == "glucose":
-                planted += [(file.path, k + 2, "dst_fold") for k in _said_twice(file)]
-            spoilt.append(Spoilt(file, []))
+        here = fault if fault and file.kind in KINDS[fault][1] else None
+        done = KINDS[here][2](file, rng) if here else Spoilt(file, [])
+        rows = [(k, here) for k in done.rows]
+        if person.shape == "t1d_uom":
+            rows += [(k, "dst_fold") for k in _said_twice(person, done.file, here, done.rows)]
+        planted += [(file.path, k + 1 + (file.header is not None), f) for k, f in rows]
+        spoilt.append(done)
     return spoilt, planted

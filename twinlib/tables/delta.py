@@ -13,6 +13,7 @@ from pyspark.sql.types import ArrayType, DataType, IntegerType, MapType, StructF
 
 from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
+from twinlib.tables.ordered import AHEAD
 from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, without
 
 _BUCKETS = "twinlib.buckets"
@@ -38,7 +39,7 @@ class DeltaStorage(Storage):
         return self._snapshot(table).select(*[c.name for c in table.columns]) if self.exists(table) else self.empty(table)
 
     def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
-        with self.writer(), self._staged(table, table.conform(df)) as (staged, rows):
+        with self.writer(), self._staged(table, table.conform(df.drop(AHEAD))) as (staged, rows):
             if check:
                 check()
             self._overwrite(table, staged)

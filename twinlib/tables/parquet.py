@@ -59,7 +59,7 @@ class ParquetStorage(Storage):
 
     def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
         with self.writer():
-            return self._write(table, table.conform(df), check=check)
+            return self._write(table, self.conformed(table, df), check=check)
 
     def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> int:
         with self.writer():

@@ -16,6 +16,7 @@ from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import PATIENT, Table
+from twinlib.tables.ordered import AHEAD
 
 BUCKET = "bucket"
 SCOPED = "_scoped"  # helper column of a write: is the row's patient being replaced? null for a stored row that is kept
@@ -95,6 +96,14 @@ class Storage(ABC):
         Rows whose key is there already are left as they are, so that repeating an append changes nothing.
         """
 
+    @staticmethod
+    def conformed(table: Table, df: DataFrame) -> DataFrame:
+        """`table.conform`; the column `_ahead` of an ordered frame stays. Raises StorageError."""
+        if AHEAD not in df.columns:
+            return table.conform(df)
+        table.conform(df.drop(AHEAD))
+        return df
+
     def empty(self, table: Table) -> DataFrame:
         return self.spark.createDataFrame([], table.schema)
 
@@ -114,7 +123,7 @@ class Storage(ABC):
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
-        sorted by key. The function raises StorageError with the rules broken and by how many rows, else returns the
+        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, and that is checked. The function raises StorageError with the rules broken and by how many rows, else returns the
         number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
         it is null are not counted.
         """
@@ -124,11 +133,20 @@ class Storage(ABC):
             rules["scope"] = f"{SCOPED} IS NOT FALSE"
         columns = [c.name for c in table.columns]
         by = list(table.key)
+        if AHEAD in df.columns:
+            rules["bucket"] = f"{BUCKET} = _place"
+            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(AHEAD, 1).otherwise(2)})
+            return self._observed(table, df, rules, [BUCKET, *columns], scoped)
         if table.by_patient:
             df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
             columns, by = [BUCKET, *columns], [BUCKET, *by]
-        observation = Observation()
         marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*by)
+        return self._observed(table, marked, rules, columns, scoped)
+
+    def _observed(
+        self, table: Table, marked: DataFrame, rules: dict[str, str], columns: list[str], scoped: list[str]
+    ) -> tuple[DataFrame, Callable[[], int]]:
+        observation = Observation()
         observed = marked.observe(
             observation,
             F.count(SCOPED if scoped else F.lit(1)).alias("rows"),
@@ -139,7 +157,7 @@ class Storage(ABC):
         def check() -> int:
             found = dict(observation.get)
             stored = found.pop("rows")
-            texts = {**table.rules, "scope": "only patients that are being replaced"}
+            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "one partition per bucket of patients"}
             texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
             broken = [f"{texts[name].replace('`', '')} (by {n} rows)" for name, n in found.items() if n]
             if broken:
