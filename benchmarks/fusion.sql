@@ -110,7 +110,7 @@ WITH bins AS (
     FROM eaten e, range(-56, 57, 2) s(shift), rises r WHERE r.patient_id = e.patient_id AND r.b = e.b + s.shift GROUP BY ALL HAVING count(*) >= 20
 )
 SELECT patient_id FROM (
-    SELECT patient_id, arg_max(shift, mean) AS best, max(mean) AS top, arg_max(error, mean) AS error, max(mean) FILTER (abs(shift) < 8) AS near FROM tried GROUP BY ALL
+    SELECT patient_id, arg_max(shift, mean) AS best, max(mean) AS top, arg_max(error, mean) AS error, max(mean) FILTER (abs(shift) <= 4) AS near FROM tried GROUP BY ALL
 ) WHERE abs(best) >= 8 AND top - near > greatest(4 * error, top / 2);
 ----
 COPY (

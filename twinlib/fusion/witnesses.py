@@ -21,8 +21,8 @@ def clock_shift(micros: np.ndarray, value: np.ndarray, meals: np.ndarray, smalle
     """Minutes by which a series is ahead of the patient's meals, in steps of half an hour; 0 = it agrees, or nothing can be told.
 
     micros, value (n,): the series in order of time; meals (m,): micros. smallest: minutes below which a shift may be habit (meals logged
-    late, slow absorption). The rise over an hour after each meal is averaged for every shift up to 14 hours; the best shift must beat all that
-    are below `smallest` by ERRORS standard errors, and by half of its own rise.
+    late, slow absorption). The rise over an hour after each meal is averaged for every shift up to 14 hours; the best shift must beat all those up to
+    half of `smallest` by ERRORS standard errors, and by half of its own rise.
     """
     first = micros[0] // (BIN * MINUTE)
     place = micros // (BIN * MINUTE) - first
@@ -42,8 +42,8 @@ def clock_shift(micros: np.ndarray, value: np.ndarray, meals: np.ndarray, smalle
     some = known >= FEWEST_MEALS
     mean = np.where(some, np.nansum(after, axis=0) / np.maximum(known, 1), -np.inf)
     best = int(np.argmax(mean))
-    near = np.abs(shifts) * BIN < smallest
-    if near[best] or not (some & near).any():
+    near = np.abs(shifts) * BIN <= smallest / 2
+    if abs(shifts[best]) * BIN < smallest or not (some & near).any():
         return 0.0
     error = np.nanstd(after[:, best]) / np.sqrt(known[best])
     lead = mean[best] - mean[near].max()
