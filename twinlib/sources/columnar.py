@@ -69,8 +69,9 @@ def parts(
 ) -> Iterator[Part]:  # fmt: skip
     """One frame per entry, and one with the tally of every file. `own`: the number of the group; `base`: `uri` of the source's root."""
     paths = [f"{base}/{f.relative}" for f in files]
-    skip = len(base) + 2
-    file = F.substring(F.col("_metadata.file_path"), skip, 4096)
+    root = base.split("://")[1] + "/"  # Spark writes file:/ or file:///
+    path = F.col("_metadata.file_path")
+    file = F.substring(path, F.instr(path, root) + len(root), F.lit(4096))
     scan = spark.read.parquet(*paths).select(
         *[F.col(_quoted(n)) for n in schema.names], file.alias("_file"), (F.col("_metadata.row_index") + 1).alias("_line")
     )
