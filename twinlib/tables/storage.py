@@ -135,7 +135,7 @@ class Storage(ABC):
         by = list(table.key)
         if AHEAD in df.columns:
             rules["bucket"] = f"{BUCKET} = _place"
-            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(AHEAD, 1).otherwise(2)})
+            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(F.col(AHEAD), 1).otherwise(2)})
             return self._observed(table, df, rules, [BUCKET, *columns], scoped)
         if table.by_patient:
             df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
