@@ -1,6 +1,6 @@
 # make demo   sets up everything and runs the main job on a synthetic cohort
 # make bench NAME=engine   measures, and writes out/benchmarks/engine.json
-# make test   sets up everything and runs the tests (test-all: the slow ones too)
+# make test   sets up everything and runs the tests (test-all: the slow ones and the fault suite too)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -26,7 +26,7 @@ demo: check $(READY)
 	$(PY) jobs/refresh.py --config conf/demo.yaml
 
 test: check $(READY)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow and not faults"
 
 test-all: check $(READY)
 	$(PY) -m pytest

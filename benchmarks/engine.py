@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -93,28 +94,32 @@ def full_posterior(kernel: Kernel, data, draws: int, seed: int = 1):
 
 def stochastic_twin() -> dict:
     """The twin with process noise on one day: speed, calibration of the posterior over patients drawn from the prior."""
-    model, n = find("glucose_insulin"), 128 if SMALL else 2000
-    kernel = Kernel(model)
+    model, n, sets = find("glucose_insulin"), 128 if SMALL else 2000, 1 if SMALL else 5
+    kernel, counts, covered, runs = Kernel(model), [], [], []
     kernel.compile()
-    truth = model.prior_mean + model.prior_sd * np.random.default_rng(21).standard_normal((n, len(model.fitted)))
-    data = cohorts.data(cohorts.day(model.natural(truth), 22), kernel.nominal_step)
-    full_posterior(kernel, data.take(np.arange(16)), 512)
-    found, drawn, kept, _ = full_posterior(kernel, data, 512)
+    for k in range(sets):
+        truth = model.prior_mean + model.prior_sd * np.random.default_rng(21 + 10 * k).standard_normal((n, len(model.fitted)))
+        data = cohorts.data(cohorts.day(model.natural(truth), 22 + 10 * k), kernel.nominal_step)
+        found, drawn, kept, _ = full_posterior(kernel, data, 512)
+        # 127 draws: ranks 0..127 in 16 bins of 8
+        ranks = (kept[:, :127] < truth[:, None]).sum(1) // 8
+        counts.append([np.bincount(r, minlength=16) for r in ranks.T])
+        low, high = posterior.quantiles(drawn.draws.swapaxes(1, 2), drawn.weights[:, None], [0.05, 0.95])
+        covered.append(((truth >= low) & (truth <= high)).mean(0))
+        runs.append((found.status == "converged", drawn.effective_draws, drawn.pareto_k))
+    p, covered = chisquare(np.sum(counts, 0), axis=1).pvalue, np.mean(covered, 0)
+    converged, effective, pareto = map(np.concatenate, zip(*runs))
     batch = data.take(np.arange(64))
     seconds = min(full_posterior(kernel, batch, 512)[3] for _ in range(5)) / 64
     plain = min(full_posterior(kernel, batch, 128)[3] for _ in range(5)) / 64
-    # 127 draws: ranks 0..127 in 16 bins of 8
-    ranks = (kept[:, :127] < truth[:, None]).sum(1)
-    p = [float(chisquare(np.bincount(ranks[:, j] // 8, minlength=16)).pvalue) for j in range(truth.shape[1])]
-    low, high = posterior.quantiles(drawn.draws.swapaxes(1, 2), drawn.weights[:, None], [0.05, 0.95])
-    covered = ((truth >= low) & (truth <= high)).mean(0)
     names = [q.name for q in model.fitted]
     return {
         "stochastic_posterior_ms_per_patient_day": 1e3 * seconds, "stochastic_posterior_ms_per_patient_day_128_evaluations": 1e3 * plain,
-        "stochastic_converged_share": float((found.status == "converged").mean()), "sbc_patients": n, "sbc_min_p": min(p),
-        "sbc_p": dict(zip(names, p)), "coverage_90_min": float(covered.min()), "coverage_90_max": float(covered.max()),
-        "coverage_90": dict(zip(names, map(float, covered))), "effective_draws_median": float(np.median(drawn.effective_draws)),
-        "pareto_k_below_0_7": float((drawn.pareto_k < 0.7).mean()),
+        "stochastic_converged_share": float(converged.mean()), "sbc_patients": sets * n, "sbc_min_p": float(p.min()),
+        "sbc_p": dict(zip(names, map(float, p))), "sbc_min_p_of_each_set": [float(chisquare(c, axis=1).pvalue.min()) for c in counts],
+        "coverage_90_min": float(covered.min()), "coverage_90_max": float(covered.max()),
+        "coverage_90": dict(zip(names, map(float, covered))), "effective_draws_median": float(np.median(effective)),
+        "pareto_k_below_0_7": float((pareto < 0.7).mean()),
     }
 
 
@@ -171,6 +176,17 @@ def compilation() -> dict:
     return out
 
 
+def worker_mb(spark) -> float:
+    """The most memory that any of the Python workers of Arrow functions, which stay between jobs, has held."""
+    import pyarrow as pa
+
+    def held(batches):
+        for _ in batches:
+            yield pa.RecordBatch.from_pydict({"mb": [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]})
+
+    return max(r.mb for r in spark.range(0, 8, 1, 8).mapInArrow(held, "mb double").collect())
+
+
 def in_spark() -> dict:
     """T1D-UOM, one-day episodes through the main job: what converges, and the engine's share of the fit stage on two cores."""
     import yaml
@@ -200,11 +216,16 @@ def in_spark() -> dict:
         began = time.perf_counter()
         fitting.fit(ready, night.plan.fitter, night.partitions, meter).write.format("noop").mode("overwrite").save()
         wall = time.perf_counter() - began
+        memory = {rows: worker_mb(night.spark)}
+        copies = ready.crossJoin(night.spark.range(8)).select(ready.columns)
+        fitting.fit(copies, night.plan.fitter, night.partitions, fitting.Meter.on(night.spark)).write.format("noop").mode("overwrite").save()
+        memory[8 * rows] = worker_mb(night.spark)
         night.spark.stop()
     total = sum(counts.values())
     return {
         "real_data_episodes": total, "real_data_converged_share": counts.get("converged", 0) / total, "real_data_reasons": reasons,
         "fit_stage_kernel_share": meter.engine.value / (2 * wall), "fit_stage_episodes_per_second": rows / wall, "fit_stage_seconds": wall,
+        "peak_worker_mb_by_episodes": memory,
     }
 
 

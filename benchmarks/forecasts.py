@@ -7,6 +7,7 @@ last twelve readings, training days only) and with persistence, at the same inst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,7 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     days, per, h = usable(grid, inputs), DAY // SLOT, AHEAD // SLOT
     train, test = days[:TRAIN], days[TRAIN : TRAIN + TEST]
     kernel = fitter.kernel
+    inputs = inputs | kernel.model.imply(inputs)
     first, last = train[0], train[-1] + 1  # one episode, with whatever days lie in between
     fit = fitter.fit(window(grid, inputs, first * per, last * per), Stopwatch())[0]
     out = {"person": name, "status": fit["status"], "days_fitted": int(last - first)}
@@ -107,10 +109,7 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     constants = window(grid, inputs, first * per, last * per).data(kernel.model, kernel.nominal_step).constants
     for a in range(0, len(origins), 256):
         parts = [window(grid, inputs, t - per, t + h + 1, (t + 1, t + h)) for t in origins[a : a + 256]]
-        batch = Batch(
-            tuple(i for p in parts for i in p.ids), np.concatenate([p.minutes for p in parts]), tuple(s for p in parts for s in p.signals),
-            tuple(i for p in parts for i in p.inputs), tuple(c for p in parts for c in p.covariates), np.zeros(len(parts)),
-        )
+        batch = Batch.stack(parts)
         begins = np.tile(constants, (len(parts), 1))
         begins[:, [c.name for c in kernel.model.constants].index("first_glucose")] = batch.first("glucose")
         data = batch.data(kernel.model, kernel.nominal_step, begins)
@@ -124,6 +123,6 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     }
 
 
-def forecasts(fitter: Fitter, folder: Path) -> list[dict]:
+def forecasts(fitter: Fitter, folder: Path, people: Sequence[str] = PEOPLE) -> list[dict]:
     fitter.kernel.compile()
-    return [judge(fitter, folder, name) for name in PEOPLE]
+    return [judge(fitter, folder, name) for name in people]

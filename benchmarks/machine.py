@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import time
+from contextlib import suppress
 
 import numpy as np
+import psutil
 from numba import njit
 
 
@@ -32,6 +34,16 @@ def peak_gflops() -> float:
         _chains(a, n, 0.9, 0.1)
         best = min(best, time.thread_time() - began)
     return n * 128 * 32 * 2 / best / 1e9
+
+
+def tree_cpu_seconds() -> float:
+    """CPU seconds so far of this process and of all that it has started (Spark's driver and workers), living or gone."""
+    total, own = 0.0, psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            t = process.cpu_times()
+            total += t.user + t.system + t.children_user + t.children_system  # children: those that have ended
+    return total
 
 
 class _Counter(ast.NodeVisitor):

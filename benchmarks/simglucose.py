@@ -23,7 +23,7 @@ def patients(folder: Path) -> dict[str, tuple[float, pd.DataFrame]]:
 
 
 def batch(weight: float, rows: pd.DataFrame, days: list[tuple[int, int]]) -> Batch:
-    """One row per stretch of whole days (first, number of days) of a frame of one scenario."""
+    """One row per stretch of whole days (first, number of days) of a frame of one patient and scenario."""
     per_day, signals, inputs = 288, [], []
     for first, count in days:
         part = rows.iloc[first * per_day : (first + count) * per_day]
@@ -35,7 +35,7 @@ def batch(weight: float, rows: pd.DataFrame, days: list[tuple[int, int]]) -> Bat
             "insulin_bolus": Events.of(at[bolus > 0], bolus[bolus > 0], 5.0), "insulin_basal": Events.of(at, basal, 5.0),
             "carbohydrate": Events.of(at[begins], np.add.reduceat(carbohydrate, begins) if len(begins) else []),
         })
-    ids = tuple((f"day {first}", str(count)) for first, count in days)
+    ids = tuple((str(rows["patient"].iloc[0]), f"{count} days from {first}") for first, count in days)
     minutes = np.array([1440.0 * count for _, count in days])
     return Batch(ids, minutes, tuple(signals), tuple(inputs), ({"body_weight": weight},) * len(days), np.zeros(len(days)))
 

@@ -1,4 +1,4 @@
-"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] -> out/benchmarks/whatif.json
+"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] [SIZE=small] -> out/benchmarks/whatif.json
 
 DATA is a folder in the layout of simglucose_days: per patient a baseline and what-ifs of it, with noise-free glucose. The twin is fitted to the
 baseline's sensor readings, insulin and announced meals alone, on the way of the fit stage, and asked for every other scenario found there.
@@ -7,16 +7,19 @@ All days of a patient are one episode. Figures by scenario are medians over pati
 rmse: of the predicted level against noise-free glucose (mg/dL). shift_error: RMSE of the predicted shift over the RMS of the true shift.
 shift_ratio: mean predicted over mean true shift. tir_error, tbr_error: absolute error of time in 70-180 and below 70 (points). coverage_90:
 share of patients whose 90 % interval of the effect on mean glucose contains the true one.
+
+The same for people of our own synthetic truth, as the twin's model has it (`model_right`) and with what real life adds (`life`); 60-minute
+forecasts on real data; speed. Each part is written as soon as it is there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import os
 import sys
+import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import forecasts, simglucose
+from benchmarks import forecasts, simglucose, whatif_speed
 from twinlib.config import FitConfig
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.engine.trace import trace
@@ -39,9 +42,10 @@ from twinlib.whatif.simulate import Replay
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("TWINLIB_DATA") or REPO.parent / "shared" / "data")
 FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
+SMALL = os.environ.get("SIZE") == "small"
 MODEL, DRAWS, EVALUATED, MOVES, SEED = "glucose_two_compartment", 64, 512, 60, 1
-PEOPLE, DAYS = int(os.environ.get("PEOPLE", "20")), 14  # of our own simulation
-FIGURES = ("rmse", "shift_error", "shift_ratio", "tir_error", "tbr_error")
+PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "24")), 14)  # of our own simulation
+LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio")
 
 
 @lru_cache(maxsize=4)
@@ -69,18 +73,23 @@ def _clean(kernel: Kernel, replay: Replay, data: Data) -> np.ndarray:
     return kernel.simulate(replay.theta, lanes, data, replay.noise * patient, replay.start * patient)[:, 0].reshape(len(lanes), -1)
 
 
-def judge(case: Case, model: str = MODEL) -> list[dict]:
-    """Figures of one patient by scenario; those of a patient whose fit has failed are its status."""
+def judge(cases: Sequence[Case], model: str = MODEL) -> list[dict]:
+    """Figures of some patients by scenario; those of a patient whose fit has failed are its status."""
     fit = fitter(model)
-    kernel, row = fit.kernel, fit.fit(case.factual, Stopwatch())[0]
+    rows = fit.fit(Batch.stack([c.factual for c in cases]), Stopwatch())
+    return [figures for case, row in zip(cases, rows) for figures in _judged(case, row, fit.kernel)]
+
+
+def _judged(case: Case, row: dict, kernel: Kernel) -> list[dict]:
     if row["status"] != "converged":
         return [{"patient": case.patient, "scenario": s, "status": row["reason"] or row["status"]} for s in case.arms]
     draws = np.asarray(row["draws"]).reshape(-1, len(kernel.model.fitted))
     replay = Replay.abduct(kernel, case.factual, draws)
     lanes, names = np.zeros(len(draws), int), list(case.arms)
     unchanged, out = case.truth[names[0]], []
+    implied = {agent: replay.batch.inputs[0][agent] for agent in kernel.model.implied}  # by what happened, in every arm
     for name, batch in case.arms.items():
-        data = batch.data(kernel.model, kernel.nominal_step, replay.data.constants)
+        data = batch.with_inputs((batch.inputs[0] | implied,)).data(kernel.model, kernel.nominal_step, replay.data.constants)
         effect = kernel.simulate(draws, lanes, data, replay.noise, replay.start)[:, 0].reshape(len(draws), -1) - replay.factual
         level, true = np.maximum(_clean(kernel, replay, data), 10.0), case.truth[name] - unchanged
         (tir, tbr), (true_tir, true_tbr) = (np.array(ranges(x)).reshape(2, -1).mean(1) for x in (level, case.truth[name]))
@@ -119,13 +128,13 @@ def summary(cells: list[dict]) -> dict:
 def _figures(cells: list[dict]) -> dict:
     usable = [c for c in cells if c["status"] == "ok"]
     out = {"patients": len(usable), "failed": len(cells) - len(usable)}
-    out |= {f: float(np.median([c[f] for c in usable])) for f in FIGURES if usable and f in usable[0]}
-    if usable and "shift_ratio" in usable[0]:
-        out |= {
-            "shift_ratio_worst_patient": min(c["shift_ratio"] for c in usable), "shift_ratio_highest_patient": max(c["shift_ratio"] for c in usable),
-            "coverage_90": float(np.mean([c["covered"] for c in usable])), "interval_width": float(np.median([c["width"] for c in usable])),
-        }
-    return out
+    median = lambda f, rows: float(np.median([c[f] for c in rows])) if rows else None  # noqa: E731
+    shifted = [c for c in usable if "shift_ratio" in c]  # all but the scenario that changes nothing
+    ratios = [c["shift_ratio"] for c in shifted]
+    return out | {f: median(f, usable) for f in LEVEL} | {f: median(f, shifted) for f in SHIFT} | {
+        "shift_ratio_worst_patient": min(ratios, default=None), "shift_ratio_highest_patient": max(ratios, default=None),
+        "coverage_90": float(np.mean([c["covered"] for c in shifted])) if shifted else None, "interval_width": median("width", shifted),
+    }
 
 
 def simglucose_cases(folder: Path) -> list[Case]:
@@ -141,7 +150,7 @@ def simglucose_cases(folder: Path) -> list[Case]:
 
 def own_cases(how: life.Life, seed: int) -> list[Case]:
     """People of the synthetic truth, whose structure is the twin's, under doses that they did not give themselves."""
-    days = life.live(PEOPLE, DAYS, how, seed)
+    days = life.live(range(PEOPLE), DAYS, how, seed)
     morning = np.isin(np.arange(days.bolus.shape[1]) % 1440 // 60, range(4, 11))
     edits = {
         "baseline": {}, "bolus_x0.7": {"bolus": lambda x: 0.7 * x}, "basal_x1.2": {"basal": 1.2}, "cho_x0.7_same_insulin": {"eaten": 0.7},
@@ -169,28 +178,34 @@ def own_cases(how: life.Life, seed: int) -> list[Case]:
 def accuracy(cases: list[Case], model: str = MODEL, workers: int = 2) -> tuple[dict, list[dict]]:
     """Summary and cells of all cases."""
     fitter(model).kernel.compile()  # once, into the cache that the workers read
+    parts = [cases[w::workers] for w in range(min(workers, len(cases)))]
     with ProcessPoolExecutor(workers) as pool:
-        cells = [c for part in pool.map(judge, cases, [model] * len(cases)) for c in part]
+        cells = [c for part in pool.map(judge, parts, [model] * len(parts)) for c in part]
+    order = {c.patient: n for n, c in enumerate(cases)}
+    cells.sort(key=lambda c: order[c["patient"]])
     return summary(cells), cells
 
 
 def main() -> None:
-    found, cells = accuracy(simglucose_cases(FOLDER))
-    result = {"data": FOLDER.name, "model": MODEL, **found["overall"], "scenarios": found["scenarios"], "cells": cells}
-    print("accuracy done", file=sys.stderr)
-    for name, how in (("model_right", life.Life()), ("life", life.REAL)):
-        result[name] = accuracy(own_cases(how, 7))[0]
-        print(f"{name} done", file=sys.stderr)
-    real = SHARED / "t1d_uom_core"
-    mode_only = dataclasses.replace(fitter(), config=fitter().config.model_copy(update={"importance_draws": 40, "draws": 8, "moves": 0}))
-    result["forecasts_60_min"] = forecasts.forecasts(mode_only, real) if real.is_dir() else None
-    if importlib.util.find_spec("benchmarks.whatif_speed"):  # patient-days per second, and the peers'
-        result |= importlib.import_module("benchmarks.whatif_speed").speed()
-    else:
-        result["speed"] = "benchmarks/whatif_speed.py is missing"
+    began, result = time.monotonic(), {"data": FOLDER.name, "model": MODEL, "size": "small" if SMALL else "full"}
     out = REPO / "out" / "benchmarks" / "whatif.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
+
+    def add(what: str, figures: dict) -> None:
+        result.update(figures)
+        result["seconds"] = round(time.monotonic() - began, 1)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{what}: {result['seconds']} s", file=sys.stderr)
+
+    found, cells = accuracy(simglucose_cases(FOLDER)[: 1 if SMALL else None])
+    add("patients of the other simulator", {**found["overall"], "scenarios": found["scenarios"], "cells": cells})
+    add("speed", whatif_speed.speed())
+    for name, how in (("model_right", life.Life()), ("life", life.REAL)):
+        add(name, {name: accuracy(own_cases(how, 7))[0]})
+    real = SHARED / "t1d_uom_core"
+    mode_only = dataclasses.replace(fitter(), config=fitter().config.model_copy(update={"importance_draws": 40, "draws": 8, "moves": 0}))
+    if real.is_dir():
+        add("forecasts", {"forecasts_60_min": forecasts.forecasts(mode_only, real, forecasts.PEOPLE[: 1 if SMALL else None])})
     print(json.dumps({k: v for k, v in result.items() if k != "cells"}, indent=1))
 
 

@@ -1,17 +1,26 @@
 """Speed of what-ifs: patient-days per second of one core, all outcomes included: make bench NAME=whatif_speed -> out/benchmarks/whatif_speed.json
 
 A patient-day is one day of one patient under one scenario in one posterior draw, with its outcomes. CPU time of the thread, the best of a few
-runs. docs/scenarios.md has the model of the projection. SIZE=small is for trying it out.
+runs. The projection onto a cluster rests on the simulate stage in Spark and on what cores lose to each other. SIZE=small is for trying it out.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql.pandas.types import to_arrow_schema
 from scipy.integrate import solve_ivp
 
 from benchmarks.cohorts import begin, rates
@@ -19,9 +28,11 @@ from twinlib.engine.kernel import Kernel
 from twinlib.models import find
 from twinlib.models.batch import Batch, Series
 from twinlib.models.timeline import Events
+from twinlib.session import session
+from twinlib.tables.schemas import TIMELINES
 from twinlib.whatif.cgm import cgm_outcomes
-from twinlib.whatif.scenarios import Scenario, VERBS
-from twinlib.whatif.simulate import Simulator
+from twinlib.whatif.scenarios import VERBS, Scenario
+from twinlib.whatif.simulate import Simulator, simulate
 
 SMALL = os.environ.get("SIZE") == "small"
 SIMGLUCOSE = 6.0  # s per patient-day of simglucose 0.2.11, measured (5.6-6.3)
@@ -93,13 +104,72 @@ def scipy_seconds(count: int = 2 if SMALL else 6) -> float:
     return (time.thread_time() - began) / count
 
 
-def projection(rate: float, patients: int, days: int, scenarios: int, draws: int, cores: int, overhead: float = 0.5, efficiency: float = 0.8) -> dict:
-    """Wall time on a cluster. Work = patient-days over `rate`, and the factual arm once per draw; what Spark adds per core-second of kernel
-    (decoding, rows, Arrow) is `overhead`; `efficiency` of scaling over cores. docs/scenarios.md says where they come from."""
-    core_seconds = patients * days * (scenarios + 1) * draws / rate * (1 + overhead)
+def _timeline() -> pa.Table:
+    """The patient as a row that the simulate stage reads."""
+    model, batch = find("glucose_insulin"), patient()
+    row = {f.name: None for f in TIMELINES.schema.fields} | {
+        "patient_id": "p", "model": model.name, "episode": "e", "start": datetime(2026, 1, 5, tzinfo=UTC), "minutes": int(batch.minutes[0]),
+        "step_minutes": 5, "utc_offset_minutes": 0, "wear_fraction": 1.0, "status": "ready", "content_hash": "0" * 16,
+        "signals": [{"signal": "glucose", "minutes": None, "values": batch.signals[0]["glucose"].values.tolist()}],
+        "inputs": [
+            {"input": n, "minutes": e.minutes.tolist(), "amounts": e.amounts.tolist(), "durations": e.durations.tolist(), "labels": list(e.labels)}
+            for n, e in batch.inputs[0].items()
+        ],
+        "covariates": [{"name": "body_weight", "value": WEIGHT, "assumed": False}],
+    }
+    table = pa.Table.from_pylist([row], schema=to_arrow_schema(TIMELINES.schema, timezone="UTC"))
+    for name, value in (("twin_status", "converged"), ("twin_reason", None), ("work_hash", "x")):
+        table = table.append_column(name, pa.array([value], pa.string()))
+    return table.append_column("draws", pa.array([_draws(model, DRAWS).ravel().tolist()], pa.list_(pa.float64())))
+
+
+def stage(patients: int) -> None:
+    """Run the simulate stage on Spark in this process, Parquet to Parquet, and print the CPU seconds of the JVM and of its workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = _timeline()
+        pq.write_table(pa.concat_tables([one.set_column(0, "patient_id", pa.array([f"p{i}"])) for i in range(patients)]), f"{folder}/in.parquet")
+        spark = session("speed", {"spark.master": f"local[{os.cpu_count()}]", "spark.sql.shuffle.partitions": 2, "spark.driver.memory": "2g"})
+        simulator = Simulator(Kernel(find("glucose_insulin")), OPEN)
+        simulate(spark.read.parquet(f"{folder}/in.parquet"), simulator, 16).write.parquet(f"{folder}/out.parquet")
+        gateway = spark.sparkContext._gateway
+        spark.stop()
+        gateway.shutdown()
+        gateway.proc.stdin.close()
+        gateway.proc.wait(60)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(used.ru_utime + used.ru_stime)
+
+
+def stage_seconds() -> float:
+    """CPU seconds per patient of the simulate stage on Spark with the ten open scenarios: the slope over the number of patients."""
+    counts = (8, 24) if SMALL else (16, 96)
+    run = lambda n: float(subprocess.run([sys.executable, "-m", "benchmarks.whatif_speed", str(n)], capture_output=True, text=True, check=True).stdout.split()[-1])  # noqa: E731
+    few, many = map(run, counts)
+    return (many - few) / (counts[1] - counts[0])
+
+
+def scaling() -> dict:
+    """What a core does when all of the machine's work at once, as a share of what one does alone: the same work in as many processes."""
+    cores = os.cpu_count()
+    with ProcessPoolExecutor(cores) as pool:
+        alone = pool.submit(per_second, "glucose_insulin", OPEN, DAYS, DRAWS).result()
+        together = list(pool.map(per_second, *zip(*[("glucose_insulin", OPEN, DAYS, DRAWS)] * cores)))
+    return {"cores": cores, "efficiency": float(np.mean(together) / alone)}
+
+
+MODEL_OF_PROJECTION = (
+    "wall = patients * seconds per patient / cores / efficiency. Seconds per patient: CPU of the simulate stage on Spark (JVM, decoding, kernel, rows, "
+    "Parquet), measured as the slope over the number of patients, scaled to the scenarios, days and draws. Efficiency: the measured share of its "
+    "speed that a core keeps when all work at once. Patients are independent rows without a shuffle of results, so nothing else grows with the cores; "
+    "start-up and the cores' waiting for the last tasks are not in it."
+)
+
+
+def projection(seconds: float, efficiency: float, patients: int = 100_000, cores: int = 64) -> dict:
+    """Wall time on a cluster for DAYS days, the open scenarios and DRAWS draws, at so many core seconds per patient."""
     return {
-        "patients": patients, "days": days, "scenarios": scenarios, "draws": draws, "cores": cores, "core_hours": core_seconds / 3600,
-        "wall_minutes": core_seconds / cores / efficiency / 60,
+        "patients": patients, "days": DAYS, "scenarios": len(OPEN), "draws": DRAWS, "cores": cores, "seconds_per_patient": seconds, "efficiency": efficiency,
+        "core_hours": patients * seconds / 3600, "wall_minutes": patients * seconds / cores / efficiency / 60, "model": MODEL_OF_PROJECTION,
     }
 
 
@@ -108,6 +178,7 @@ def speed() -> dict:
     rate, baseline = per_second("glucose_insulin", OPEN, DAYS, DRAWS), scipy_seconds()
     closed = per_second("glucose_insulin", CLOSED, DAYS, DRAWS, 1)
     two = per_second("glucose_two_compartment", OPEN[:2], min(DAYS, 7), DRAWS, 1)
+    in_spark, scaled, simulated = stage_seconds(), scaling(), DAYS * DRAWS * len(OPEN)
     return {
         "patient_days_per_second_per_core": rate,
         "patient_days_per_second_per_core_closed_loop": closed,
@@ -115,8 +186,10 @@ def speed() -> dict:
         "scipy_seconds_per_patient_day": baseline,
         "speedup_vs_simglucose": rate * SIMGLUCOSE,
         "speedup_vs_scipy": rate * baseline,
-        "projection": projection(rate, 100_000, 14, 10, 64, 64),
-        "projection_two_compartment": projection(two, 100_000, 14, 10, 64, 64),
+        "stage_seconds_per_patient": in_spark,
+        "scaling": scaled,
+        "projection": projection(in_spark, scaled["efficiency"]),
+        "projection_two_compartment": projection(in_spark + simulated / two - simulated / rate, scaled["efficiency"]),
     }
 
 
@@ -129,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    stage(int(sys.argv[1])) if sys.argv[1:] else main()

@@ -1,5 +1,6 @@
 """A small run of the main job: twelve synthetic patients over a week, some of them with too little data."""
 
+from datetime import datetime
 from pathlib import Path
 
 import yaml
@@ -45,3 +46,10 @@ def night(path: Path, spark) -> Night:
     run = Night(Plan.of(path), spark)
     run.run()
     return run
+
+
+def insert(path: Path, *readings: str) -> None:
+    """Readings (day/month/year hour:minute,value) at their places in a T1D-UOM glucose file: appended ones would be a clock that was set back."""
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    when = lambda line: datetime.strptime(line.split(",")[0], "%d/%m/%Y %H:%M")  # noqa: E731
+    path.write_text("\n".join([head, *sorted([*lines, *readings], key=when)]) + "\n", encoding="utf-8")

@@ -39,3 +39,13 @@ def test_the_session_keeps_utc_and_the_callers_settings(spark):
 def test_a_session_with_delta_is_accepted(spark):
     require_delta(spark)
     assert "DeltaSparkSessionExtension" in spark.conf.get("spark.sql.extensions")
+
+
+def test_a_failed_task_shows_no_values():
+    code = (
+        "s = session(conf={'spark.master': 'local[1]'})\n    try:\n        s.sql(\"SELECT CAST('marker-' || id AS INT) FROM range(1)\").collect()\n"
+        "    except Exception as e:\n        print(type(e).__name__)"
+    )
+    script = f"from twinlib.session import *\nif True:\n    {code}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "NumberFormatException" and "marker" not in done.stderr

@@ -10,12 +10,15 @@ import hashlib
 import json
 import os
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator,
+)
 
 from twinlib.errors import ConfigError
 from twinlib.units import span
@@ -58,7 +61,11 @@ class PseudonymConfig(Strict):
 
 
 class GenerateConfig(Strict):
-    """Synthetic cohort to make before the run, unless it is there."""
+    """Synthetic cohort to make before the run, unless it is there.
+
+    life: people of the two-compartment truth with what real life adds and no file tells: sensitivity that varies between days and within them,
+    exercise, meals that are not logged or counted wrongly, a sensor error with memory (`twinlib/synthetic/life.py`).
+    """
 
     root: str
     patients: Annotated[int, Field(ge=1)] = 300
@@ -66,6 +73,7 @@ class GenerateConfig(Strict):
     start: str = "2026-01-05"
     dirty: bool = True
     faults: bool = False  # also whole-file and stretch faults, one kind per person (twinlib/synthetic/faults.py); JSON uploads as lines
+    life: bool = False
 
 
 class SourceConfig(Strict):
@@ -155,7 +163,13 @@ class LearnConfig(Strict):
     draws: Annotated[int, Field(ge=40, le=65536)] = 256
     iterations: Annotated[int, Field(ge=1, le=10_000)] = 200
     tolerance: Annotated[float, Field(gt=0)] = 1e-3  # of every free parameter, on the transformed scale
-    rivals: tuple[str, ...] = ()  # other models of the same records, compared patient by patient
+    rivals: tuple[str, ...] = ()  # other models of the same records, or published-1, compared patient by patient
+
+
+class ChangeConfig(Strict):
+    """When a patient counts as changed since last night (docs/population.md)."""
+
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01  # share of unchanged patients that are flagged, each night with new readings
 
 
 class OutcomeConfig(Strict):
@@ -231,6 +245,14 @@ class CohortConfig(Strict):
     meaning: str = ""
 
 
+class AlertConfig(Strict):
+    """What a night may not exceed without an alert (exit code 4). Shares are of the records read and of the episodes fitted."""
+
+    quarantined_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    failed_fit_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    prior_drift: Annotated[float, Field(gt=0)] = 1.0  # mean of the twins against the prior's, in prior standard deviations
+
+
 class RunConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     output: str
@@ -245,11 +267,15 @@ class RunConfig(Strict):
     episodes: EpisodeConfig = EpisodeConfig()
     fit: FitConfig = FitConfig()
     learn: LearnConfig = LearnConfig()
+    change: ChangeConfig = ChangeConfig()
     simulate: SimulateConfig | None = None
     cohorts: tuple[CohortConfig, ...] = (CohortConfig(name="everyone"),)
     subgroups: tuple[SubgroupConfig, ...] = ()
     recommend: tuple[RecommendConfig, ...] = ()
     disclosure: DisclosureConfig = DisclosureConfig()
+    alerts: AlertConfig = AlertConfig()
+    checkpoint_episodes: Annotated[int, Field(ge=1)] = 20000  # fitted and simulated between two writes: what a crash can cost
+    as_of: AwareDatetime | None = None  # only records known by then are read (the command line's --as-of)
 
     @property
     def tables(self) -> str:
@@ -308,6 +334,20 @@ def validate(model: type[M], data: object, path: str | Path) -> M:
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
 
 
-def load(path: str | Path) -> RunConfig:
-    """The run configuration in a YAML file. Raises ConfigError."""
-    return validate(RunConfig, read_yaml(path), path)
+_SECRET = re.compile(r"secret|password|passphrase|token|credential|access[._-]?key", re.IGNORECASE)
+
+
+def _check_secrets(data: object, path: str | Path) -> None:
+    """Raises ConfigError where a Spark setting that is named like a secret is written out instead of taken from the environment."""
+    settings = data.get("spark") if isinstance(data, dict) else None
+    for key, value in (settings if isinstance(settings, dict) else {}).items():
+        if _SECRET.search(str(key)) and isinstance(value, str) and not re.fullmatch(r"\$\{\w+\}|[\w.$]*Provider", value):
+            raise ConfigError(f"{path}: spark.{key}: secrets come from the environment: write ${{NAME}} and set the variable NAME")
+
+
+def load(path: str | Path, as_of: datetime | None = None) -> RunConfig:
+    """The run configuration in a YAML file, with another `as_of` where one is given. Raises ConfigError."""
+    data = read_yaml(path)
+    _check_secrets(data, path)
+    config = validate(RunConfig, data, path)
+    return config if as_of is None else config.model_copy(update={"as_of": as_of})

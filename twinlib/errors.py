@@ -23,6 +23,12 @@ class DataError(TwinlibError):
     exit_code = 3
 
 
+class Alerted(TwinlibError):
+    """The run is done and its tables are written, but a threshold of `alerts` was exceeded."""
+
+    exit_code = 4
+
+
 class StorageError(TwinlibError):
     """A table cannot be read or written (locked by another run, contract broken, Delta's jars missing)."""
 

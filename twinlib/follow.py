@@ -52,6 +52,8 @@ class Landing:
                 raise ConfigError(f"source {source.name}: only mapped files can be followed; ingest it in the night's batch")
             if any(m.target == "event" for m in source.meanings):
                 raise ConfigError(f"source {source.name}: events cannot be followed; ingest it in the night's batch")
+        if config.as_of:
+            raise ConfigError("as_of: a landing zone is followed as it is now")
         if config.identity:
             raise ConfigError("identity: people of several sources are joined in the night's batch, not while files are followed")
         vocabulary = load_vocabulary(config.vocabulary)
@@ -94,7 +96,9 @@ class Landing:
             if done or not any(s.files() for s in restricted):
                 stage.unchanged()
                 return not done
-            got = fuse(self.spark, restricted, self.entries, self.key, self.sensors, self.storage.buckets, self.storage.read)
+            tombstones = frozenset(r[0] for r in self.storage.read(schemas.FORGOTTEN).select("tombstone").collect())
+            read = self.storage.read
+            got = fuse(self.spark, restricted, self.entries, self.key, self.sensors, self.storage.buckets, read, tombstones=tombstones)
             try:
                 self._write(got, registers, stream, batch)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -19,11 +20,17 @@ DELTA_JARS = "io.delta:delta-spark_4.2_2.13:4.4.0"
 _SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxBytesPerBatch": "16m",  # bounds what a Python worker holds, whatever the size of the cohort
     "spark.sql.shuffle.partitions": "8",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
     "spark.sql.maxConcurrentOutputFileWriters": "1",  # what comes in order of its folders is not sorted again
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism": "64",  # tasks in which VACUUM lists a table: Spark's 10,000 take minutes
     "spark.sql.debug.maxToStringFields": "10",
+    "spark.executor.syncLogLevel.enabled": "true",
+    "spark.hadoop.fs.permissions.umask-mode": "077",  # files and folders of tables are the owner's alone
+    "spark.executor.processTreeMetrics.enabled": "true",  # memory of the Python workers, for the manifest
+    "spark.executor.metrics.pollingInterval": "2000",
     # Janino gets the stack maps of a generated method wrong where its jumps exceed 32 KB: such stages run without whole-stage code
     "spark.sql.codegen.hugeMethodLimit": "32000",
     "spark.ui.enabled": "false",
@@ -49,7 +56,7 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
     if "PYSPARK_GATEWAY_PORT" not in os.environ:  # else started by spark-submit: master and addresses are its own
         _require_java()
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        settings["spark.master"] = "local[*]"
+        settings["spark.master"] = "local[*,4]"  # a task whose worker dies (memory) is tried again, as on a cluster
         if conf.get("spark.master", "local").startswith("local"):
             settings |= _LOCAL
             os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -74,7 +81,11 @@ def session(name: str = "twinlib", conf: dict | None = None, delta: bool = False
                 "or use storage: {format: parquet}"
             ) from e
         raise
-    spark.sparkContext.setLogLevel("ERROR")
+    # The message of a failed task may hold values of patients: Spark's own errors are shown where whole errors are asked for.
+    whole = os.environ.get("TWINLIB_TRACE") == "1"
+    spark.sparkContext.setLogLevel("ERROR" if whole else "FATAL")
+    for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).disabled = not whole
     if delta:
         require_delta(spark)
     return spark

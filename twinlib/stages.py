@@ -1,4 +1,4 @@
-"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, recommend, effects.
+"""The stages of a night, each from tables to tables: generate, ingest, fuse, fit, simulate, recommend, effects; and learn, on its own.
 
 A stage does nothing where its inputs have not changed; fit and simulate do only the patients whose content has changed. A stage
 that writes several tables writes the one that decides "nothing to do" last, so a run that dies in between is done again.
@@ -6,155 +6,85 @@ that writes several tables writes the one that decides "nothing to do" last, so 
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import cached_property, reduce
-from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from twinlib import models, sources, synthetic
-from twinlib.config import RunConfig, load
+from twinlib import alerts, sources, synthetic
 from twinlib.engine.kernel import Kernel
-from twinlib.errors import ConfigError
 from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
-from twinlib.fusion.layout import Layout, layout
 from twinlib.fusion.vocabulary import load_vocabulary
+from twinlib.plan import Plan
 from twinlib.population import fit as fitting
-from twinlib.population import learning, priors, results, settings
-from twinlib.population.patients import with_values
-from twinlib.progress import progress
-from twinlib.session import session
-from twinlib.tables import open_storage, schemas
+from twinlib.population import change, learning, priors, promotion, results, rivals
+from twinlib.runner import Runner
+from twinlib.tables import schemas
 from twinlib.tables.contracts import Table
-from twinlib.tables.runs import Runs, Stage
-from twinlib.whatif import cohorts, effects, outcomes, publish, recommend
+from twinlib.tables.storage import bucket_of
+from twinlib.whatif import cohorts, effects, publish, recommend
 from twinlib.whatif import simulate as simulation
-from twinlib.whatif.scenarios import load_scenarios
+
+__all__ = ["Night", "Plan"]
 
 log = logging.getLogger("twinlib")
 EPISODE = ["patient_id", "model", "episode"]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A checked configuration: everything that can be known to be wrong before Spark starts has been looked at."""
-
-    config: RunConfig
-    layout: Layout
-    fitter: fitting.Fitter
-    simulator: simulation.Simulator | None
-    policies: tuple[recommend.Policies, ...]
-    attributes: cohorts.Attributes
-
-    @classmethod
-    def of(cls, path: str | Path, landing: bool = False) -> Plan:
-        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made, or to land) raw files.
-
-        Raises ConfigError or DataError.
-        """
-        config = load(path)
-        model = models.find(config.fit.model)
-        packed = layout(model, load_vocabulary(config.vocabulary), config.episodes, settings.covariates(config.learn))
-        quality.check(config.episodes.leave_out)
-        settings.check(config.learn, model)
-        priors.check_version(config.fit.prior_version)
-        fitter = fitting.Fitter(Kernel(model), priors.published(model), config.fit, config.seed)
-        simulator = _simulator(config, fitter.kernel)
-        names, found = ([s.name for s in simulator.scenarios], simulator.outcomes) if simulator else ([], ())
-        if config.recommend and simulator is None:
-            raise ConfigError("recommend: needs simulate")
-        policies = tuple(recommend.Policies.of(r, names, found) for r in config.recommend)
-        described = (tuple(q.name for q in model.fitted), model.covariates, *([tuple(o.name for o in found)] if simulator else []))
-        known = cohorts.Attributes(*described)
-        cohorts.check_all(config.cohorts, known)
-        cohorts.check_subgroups(config.subgroups, known)
-        sources.load_key(config.pseudonym_key)
-        plan = cls(config, packed, fitter, simulator, policies, known)
-        if config.generate is None and not landing:
-            plan.check_sources()
-        return plan
-
-    def under(self, prior: priors.Prior) -> Plan:
-        """The plan with fits and what-ifs under this prior and its values of what all patients share."""
-        fitter = replace(self.fitter, kernel=with_values(self.fitter.kernel, prior.values), prior=prior)
-        return replace(self, fitter=fitter, simulator=self.simulator and replace(self.simulator, kernel=fitter.kernel))
-
-    def check_sources(self) -> None:
-        """Check the raw files against their mappings. Raises ConfigError or DataError."""
-        sources.check(self.config)
-
-
-def _simulator(config: RunConfig, kernel: Kernel) -> simulation.Simulator | None:
-    if config.simulate is None:
-        return None
-    c, model = config.simulate, kernel.model
-    scenarios = load_scenarios(c.scenarios, model.agents, [q.name for q in model.parameters])
-    found = outcomes.find(c.outcomes, model)
-    return simulation.Simulator(kernel, scenarios, c.minimum_wear_fraction, found, c.mode, c.horizon, c.grid, config.seed)
-
-
-@dataclass(frozen=True)
-class Work:
-    """A running stage: its row of the manifest, and whether its inputs are the same as last time."""
-
-    stage: Stage
-    same: bool
+class Night(Runner):
+    """The stages, and the run of all of them."""
 
     @property
-    def counts(self) -> dict[str, int]:
-        return self.stage.counts
-
-    def unchanged(self) -> None:
-        self.stage.unchanged()
-
-
-class Night:
-    """One run: a plan on a Spark session and a storage, stage by stage."""
-
-    def __init__(self, plan: Plan, spark: SparkSession | None = None):
-        self.plan, self.config = plan, plan.config
-        self.spark = spark or session(f"twinlib {plan.config.name}", dict(plan.config.spark), plan.config.storage.format == "delta")
-        self.storage = open_storage(self.spark, plan.config)
-        self.runs = Runs(self.storage, plan.config)
+    def stages(self) -> tuple[Callable[[], None], ...]:
+        return (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.recommend, self.effects)
 
     @cached_property
-    def partitions(self) -> int:
-        """Tasks of the compute stages: enough for balance and progress, few enough to amortise their start."""
-        return 8 * self.spark.sparkContext.defaultParallelism
+    def frozen(self) -> Plan:
+        """The plan under the prior that the configuration names. Raises ConfigError where there is none."""
+        return self.plan.under(promotion.chosen(self.storage, self.plan.fitter.model, self.config.fit.prior_version))
 
-    def run(self) -> None:
-        """All stages, under the writer lock."""
+    def run(self) -> list[alerts.Alert]:
+        """All stages, under the writer lock. Returns what exceeds a threshold, which stands in `alerts` too."""
         with self.storage.writer():
-            for stage in (self.generate, self.ingest, self.fuse, self.fit, self.simulate, self.recommend, self.effects):
+            self.frozen  # noqa: B018  (a prior that is not there is found now, not after hours of ingest)
+            for table in schemas.TABLES.values():
+                self.storage.check(table)
+            for stage in self.stages:
                 stage()
+            return self._alerts()
 
-    @contextmanager
-    def _stage(self, name: str, parts: tuple[str, ...], *inputs: str, writes: tuple[Table, ...] = ()) -> Iterator[Work]:
-        """A stage in the manifest, with progress on a terminal and one log line.
+    def preview(self) -> list[tuple[str, str, str]]:
+        self.frozen  # noqa: B018
+        return super().preview()
 
-        parts: the parts of the configuration that the stage reads; inputs: versions or hashes of what else it reads. `same` where both
-        are those of its last run and its tables are there.
-        """
-        digest = hashlib.sha256("\x1f".join(inputs).encode()).hexdigest()[:16]
-        began, work = time.monotonic(), None
-        try:
-            with self.runs.stage(name, digest, parts) as stage, progress(self.spark, name):
-                same = self.runs.last_input_hash(name, parts) == digest and all(self.storage.exists(t) for t in writes)
-                work = Work(stage, same)
-                yield work
-        finally:
-            counts = " ".join(f"{k}={v}" for k, v in sorted(work.counts.items()) if "." not in k) if work else ""
-            state = "failed" if sys.exc_info()[0] else work.stage.status
-            log.info("stage=%s status=%s seconds=%.1f %s", name, state, time.monotonic() - began, counts)
+    def amount(self, stage: str, certain: bool) -> str:
+        if stage == "generate":
+            return f"{self.config.generate.patients} patients"
+        if stage == "ingest":
+            files = [f for source in sources.open_sources(self.config) for _, group in source.files() for f in group]
+            return f"{len(files)} files, {sum(f.size for f in files) / 2**20:.1f} MB"
+        if certain and stage in ("fit", "simulate"):
+            todo, changed, _ = self._fit_changes() if stage == "fit" else self._simulate_changes()
+            return f"{todo.count()} episodes of {changed.count()} patients"
+        last = self.storage.read(schemas.RUNS).where((F.col("stage") == stage) & (F.col("status") == "done")).orderBy(F.desc("sequence")).first()
+        done = {"fit": "episodes_fitted", "simulate": "episodes_simulated"}.get(stage)
+        return "" if last is None or done not in last.counts else f"the last time {last.counts[done]} episodes"
+
+    def _alerts(self) -> list[alerts.Alert]:
+        """Find what exceeds a threshold, log it and write it down."""
+        s, fitter = self.storage, self.frozen.fitter
+        used = s.read(schemas.POPULATIONS).where((F.col("prior_version") == fitter.prior.version) & (F.col("model") == fitter.model.name))
+        counts, twins, parameters = (s.read(t) for t in (schemas.INGEST_COUNTS, schemas.TWINS, schemas.TWIN_PARAMETERS))
+        found = alerts.find(counts, twins, parameters, used, self.config.alerts)
+        for alert in found:
+            log.warning("alert: %s", alert, extra={"fields": {"alert": alert.alert, "subject": alert.subject, "value": alert.value}})
+        if found:
+            s.append(schemas.ALERTS, self.spark.createDataFrame(alerts.rows(self.runs.run_id, found), schemas.ALERTS.schema))
+        return found
 
     def generate(self) -> None:
         """Make the synthetic cohort where the configuration asks for one."""
@@ -174,10 +104,12 @@ class Night:
         tables = (
             schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES, schemas.EVENTS, schemas.IDENTITIES, schemas.QUARANTINE, schemas.INGEST_COUNTS
         )
-        with self._stage("ingest", ("sources", "identity", "vocabulary"), sources.fingerprint(self.config, key), writes=tables) as stage:
+        inputs, parts = (sources.fingerprint(self.config, key), s.version(schemas.FORGOTTEN)), ("sources", "identity", "vocabulary", "as_of")
+        with self._stage("ingest", parts, *inputs, reads=(schemas.FORGOTTEN,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            got = ingest(self.spark, self.config, key)
+            tombstones = frozenset(r[0] for r in s.read(schemas.FORGOTTEN).select("tombstone").collect())
+            got = ingest(self.spark, self.config, key, tombstones)
             for table, df, check in got.frames():
                 s.replace(table, df, check)
             s.replace(schemas.INGEST_COUNTS, got.counts)
@@ -197,7 +129,7 @@ class Night:
         s = self.storage
         tables = (schemas.PATIENTS, schemas.OBSERVATIONS, schemas.EXPOSURES)
         versions = [s.version(t) for t in tables]
-        with self._stage("fuse", ("episodes",), repr(self.plan.layout), *versions, writes=(schemas.TIMELINES,)) as stage:
+        with self._stage("fuse", ("episodes",), repr(self.plan.layout), *versions, reads=tables, writes=(schemas.TIMELINES,)) as stage:
             if stage.same:
                 return stage.unchanged()
             patients, observations, exposures = (s.read(t) for t in tables)
@@ -206,111 +138,161 @@ class Night:
             stage.counts.update(_by(s.read(schemas.TIMELINES), "status"))
 
     def learn(self) -> None:
-        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it."""
-        s, plan = self.storage, self.plan
-        tables = (schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS, schemas.POPULATION_FITS)
-        kernel = plan.fitter.kernel
-        with self._stage("learn", ("learn", "seed"), s.version(schemas.TIMELINES), kernel.hash, writes=tables) as stage:
+        """A new prior version from the timelines; fits use it where `fit: {prior_version: ...}` names it. Rival models are learnt beside it."""
+        s, plan, config, seed = self.storage, self.plan, self.config.learn, self.config.seed
+        tables = (
+            schemas.POPULATIONS, schemas.POPULATION_EFFECTS, schemas.POPULATION_TRACE, schemas.PHENOTYPES, schemas.POPULATION_MEMBERS,
+            schemas.MODEL_COMPARISONS, schemas.POPULATION_FITS,
+        )
+        kernel, others = plan.fitter.kernel, [Kernel(m) for m in rivals.find(config, plan.fitter.model)]
+        inputs = (s.version(schemas.TIMELINES), *[k.hash for k in (kernel, *others)])
+        with self._stage("learn", ("learn", "seed"), *inputs, reads=(schemas.TIMELINES,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             timelines = s.read(schemas.TIMELINES)
-            learnt = learning.learn_population(self.spark, timelines, kernel, self.config.learn, self.config.seed, self.partitions)
-            prior = results.prior(learnt)
-            version, fit = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC))
-            if fit["status"] != "diverged":
-                self._versions(schemas.POPULATIONS, results.parameter_rows(learnt, prior), version)
-                self._versions(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), version)
-                self._versions(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), version)
-                found = learning.members(timelines, learnt, version, self.partitions).persist()
-                kept = s.read(schemas.POPULATION_MEMBERS).where(F.col("prior_version") != version)
-                s.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
-                found.unpersist()
-            self._versions(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), version)
-            self._versions(schemas.POPULATION_FITS, [fit], version)
+            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions)
+            candidates = self._learnt(learnt, timelines)
+            for k in others if candidates else ():
+                rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)
+                candidates += self._learnt(rival, timelines)
+            if candidates and priors.PUBLISHED in config.rivals:
+                candidates += self._members(rivals.published(kernel, config, seed, learnt.known), timelines, priors.PUBLISHED)
+            found = rivals.comparisons(s.read(schemas.POPULATION_MEMBERS), candidates[0], candidates) if candidates else s.empty(schemas.MODEL_COMPARISONS)
+            s.replace(schemas.MODEL_COMPARISONS, found)
+            fit = results.fit_row(learnt, results.prior(learnt).version, datetime.now(UTC))
             stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
-            log.info("prior_version=%s status=%s %s", version, fit["status"], fit["reason"] or "")
 
-    def _versions(self, table: Table, rows: list[dict], version: str) -> None:
-        """Make `rows` those of this prior version; other versions stay."""
+    def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> list[rivals.Candidate]:
+        """Write what was learnt: the model and its new version, or nothing where learning has diverged."""
+        model, prior = learnt.model.name, results.prior(learnt)
+        version, fit, out = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC)), []
+        if fit["status"] != "diverged":
+            self._put(schemas.POPULATIONS, results.parameter_rows(learnt, prior), model, version)
+            self._put(schemas.POPULATION_EFFECTS, results.effect_rows(learnt, version), model, version)
+            self._put(schemas.PHENOTYPES, results.phenotype_rows(learnt, prior), model, version)
+            out = self._members(learnt, timelines, version)
+        self._put(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), model, version)
+        self._put(schemas.POPULATION_FITS, [fit], model, version)
+        log.info("model=%s prior_version=%s status=%s %s", model, version, fit["status"], fit["reason"] or "")
+        return out
+
+    def _members(self, learnt: learning.Learning, timelines: DataFrame, version: str) -> list[rivals.Candidate]:
+        """Write how every patient lies in a population."""
+        model = learnt.model.name
+        found = learning.members(timelines, learnt, version, self.partitions).persist()
+        kept = self.storage.read(schemas.POPULATION_MEMBERS).where((F.col("prior_version") != version) | (F.col("model") != model))
+        self.storage.replace(schemas.POPULATION_MEMBERS, kept.unionByName(found))
+        found.unpersist()
+        return [(model, version)]
+
+    def _put(self, table: Table, rows: list[dict], model: str, version: str) -> None:
+        """Make `rows` those of this model's prior version; other versions stay."""
         names = table.schema.fieldNames()
         fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
-        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != self.plan.fitter.model.name))
+        kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != model))
         self.storage.replace(table, kept.unionByName(fresh))
-
-    @cached_property
-    def prior(self) -> priors.Prior:
-        """The prior that the configuration names. Raises ConfigError where it has not been learnt."""
-        model, version = self.plan.fitter.model, self.config.fit.prior_version
-        if version == priors.PUBLISHED:
-            return priors.published(model)
-        read = lambda t: [r.asDict() for r in self.storage.read(t).where(F.col("model") == model.name).collect()]  # noqa: E731
-        return priors.find(model, version, read(schemas.POPULATION_FITS), read(schemas.POPULATIONS), read(schemas.POPULATION_EFFECTS))
 
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
-        s, fitter = self.storage, self.plan.under(self.prior).fitter
+        s, fitter = self.storage, self.frozen.fitter
         tables = (schemas.POPULATIONS, schemas.TWIN_PARAMETERS, schemas.TWINS)
         versions = (s.version(schemas.TIMELINES), fitter.model_version, fitter.prior.version)
-        with self._stage("fit", ("fit", "seed"), *versions, writes=tables) as stage:
+        with self._stage("fit", ("fit", "seed"), *versions, reads=(schemas.TIMELINES,), writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            if fitter.prior.version == priors.PUBLISHED:
-                self._versions(schemas.POPULATIONS, priors.rows(fitter.model, fitter.prior), priors.PUBLISHED)
-            timelines, twins, parameters = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.TWIN_PARAMETERS))
-            identity = [*EPISODE, "timeline_hash", "model_version", "prior_version"]
-            wanted = timelines.withColumns({
-                "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
-            })
-            todo, changed, kept = _changes(wanted, twins, identity)
+            self._keep_published()
+            todo, changed, kept = self._fit_changes()
             stage.counts["episodes_fitted"], stage.counts["patients_changed"] = todo.count(), changed.count()
             if stage.counts["patients_changed"]:
-                meter = fitting.Meter.on(self.spark)
-                fitted = fitting.fit(todo.drop(*identity[3:]), fitter, self.partitions, meter).persist()
-                s.replace_patients(
-                    schemas.TWIN_PARAMETERS,
-                    fitting.twin_parameters(fitted).unionByName(parameters.join(kept.select(EPISODE), EPISODE, "left_semi")), changed,
-                )
-                s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept), changed)
-                fitted.unpersist()
-                stage.counts["engine_milliseconds"] = round(1000 * meter.engine.value)
-                stage.counts["compile_milliseconds"] = round(1000 * meter.compilation.value)
+                meter, before = fitting.Meter.on(self.spark), s.exists(schemas.TWINS)
+                for some, patients in self._turns(todo, changed, stage.counts["episodes_fitted"]):
+                    if before:
+                        self._check(some, patients)
+                    fitted = fitting.fit(some.select(schemas.TIMELINES.schema.names), fitter, self.partitions, meter).persist()
+                    same = kept(patients).select(EPISODE)
+                    parameters = s.read(schemas.TWIN_PARAMETERS).join(same, EPISODE, "left_semi")
+                    s.replace_patients(schemas.TWIN_PARAMETERS, fitting.twin_parameters(fitted).unionByName(parameters), patients)
+                    s.replace_patients(schemas.TWINS, fitting.twins(fitted).unionByName(kept(patients)), patients)
+                    fitted.unpersist()
+                stage.metrics.update(engine_seconds=meter.engine.value, compile_seconds=meter.compilation.value)
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.TWINS), "status"))
 
+    def _check(self, todo: DataFrame, patients: DataFrame) -> None:
+        """What new readings say of last night's twins; the row of an episode without new ones stays."""
+        s, checker = self.storage, change.Checker(self.frozen.fitter, self.config.change.false_alarms)
+        timelines = s.read(schemas.TIMELINES)
+        found = change.checks(todo.select(timelines.columns), s.read(schemas.TWINS), checker, self.partitions).persist()
+        kept = s.read(schemas.TWIN_CHECKS).join(timelines, EPISODE, "left_semi").join(patients, "patient_id", "left_semi").join(found, EPISODE, "left_anti")
+        s.replace_patients(schemas.TWIN_CHECKS, found.unionByName(kept), patients)
+        found.unpersist()
+
+    def _keep_published(self) -> None:
+        """The model's own prior among the rows of `populations`, as learning puts those of its versions there."""
+        model, prior = self.frozen.fitter.model, self.frozen.fitter.prior
+        if prior.version != priors.PUBLISHED:
+            return
+        rows = priors.rows(model, prior)
+        ours = (F.col("model") == model.name) & (F.col("prior_version") == prior.version)
+        stored = {r.parameter: r for r in self.storage.read(schemas.POPULATIONS).where(ours).collect()}
+        if {n: {k: r[k] for k in rows[0]} for n, r in stored.items()} != {r["parameter"]: r for r in rows}:
+            self._put(schemas.POPULATIONS, rows, model.name, prior.version)
+
+    def _fit_changes(self):
+        """Timelines to fit, patients to write, and the function that gives the stored twins of patients that still hold."""
+        s, fitter = self.storage, self.frozen.fitter
+        wanted = s.read(schemas.TIMELINES).withColumns({
+            "timeline_hash": F.col("content_hash"), "model_version": F.lit(fitter.model_version), "prior_version": F.lit(fitter.prior.version)
+        })
+        return _changes(wanted, lambda: s.read(schemas.TWINS), [*EPISODE, "timeline_hash", "model_version", "prior_version"])
+
+    def _turns(self, todo: DataFrame, changed: DataFrame, episodes: int) -> Iterator[tuple[DataFrame, DataFrame]]:
+        """Work and patients in turns of about `checkpoint_episodes`, whole buckets at a time: a run that dies loses one turn."""
+        turns = max(1, min(self.config.storage.buckets, -(-episodes // self.config.checkpoint_episodes)))
+        for turn in range(turns):
+            mine = F.pmod(bucket_of(self.config.storage.buckets), F.lit(turns)) == turn
+            yield (todo, changed) if turns == 1 else (todo.where(mine), changed.where(mine))
+
     def simulate(self) -> None:
         """All scenarios for every twin whose twin or scenarios have changed."""
-        s, simulator = self.storage, self.plan.under(self.prior).simulator
+        s, simulator = self.storage, self.frozen.simulator
         if simulator is None:
             return
-        versions = (s.version(schemas.TIMELINES), s.version(schemas.TWINS), simulator.hash)
-        with self._stage("simulate", ("simulate", "seed"), *versions, writes=(schemas.OUTCOMES,)) as stage:
+        inputs = (schemas.TIMELINES, schemas.TWINS)
+        versions = (*map(s.version, inputs), simulator.hash)
+        with self._stage("simulate", ("simulate", "seed"), *versions, reads=inputs, writes=(schemas.OUTCOMES,)) as stage:
             if stage.same:
                 return stage.unchanged()
-            timelines, twins, stored = (s.read(t) for t in (schemas.TIMELINES, schemas.TWINS, schemas.OUTCOMES))
-            work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
-            twin = twins.select(
-                *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
-            )
-            rows = timelines.join(twin, EPISODE)
-            identity = [*EPISODE, "work_hash"]
-            todo, changed, kept = _changes(rows, stored, identity)
+            todo, changed, kept = self._simulate_changes()
             stage.counts["episodes_simulated"] = todo.count()
             if changed.count():
-                fresh = simulation.simulate(todo, simulator, self.partitions)
-                s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept), changed)
+                for some, patients in self._turns(todo, changed, stage.counts["episodes_simulated"]):
+                    fresh = simulation.simulate(some, simulator, self.partitions)
+                    s.replace_patients(schemas.OUTCOMES, fresh.unionByName(kept(patients)), patients)
             else:
                 stage.unchanged()
             todo.unpersist(), changed.unpersist()
             stage.counts.update(_by(s.read(schemas.OUTCOMES), "status"))
+
+    def _simulate_changes(self):
+        """Twins to simulate, patients to write, and the function that gives the stored outcomes of patients that still hold."""
+        s, simulator = self.storage, self.frozen.simulator
+        work = F.sha2(F.concat_ws("|", "timeline_hash", "model_version", "prior_version", F.lit(simulator.hash)), 256).substr(1, 16)
+        twin = s.read(schemas.TWINS).select(
+            *EPISODE, F.col("status").alias("twin_status"), F.col("reason").alias("twin_reason"), "draws", work.alias("work_hash")
+        )
+        rows = s.read(schemas.TIMELINES).join(twin, EPISODE)
+        return _changes(rows, lambda: s.read(schemas.OUTCOMES), [*EPISODE, "work_hash"])
 
     def recommend(self) -> None:
         """The best safe scenario of every patient, for every configured recommendation."""
         s, policies = self.storage, self.plan.policies
         if not policies:
             return
-        with self._stage("recommend", ("recommend", "seed"), s.version(schemas.OUTCOMES), writes=(schemas.RECOMMENDATIONS,)) as stage:
+        reads, writes = (schemas.OUTCOMES,), (schemas.RECOMMENDATIONS,)
+        with self._stage("recommend", ("recommend", "seed"), s.version(schemas.OUTCOMES), reads=reads, writes=writes) as stage:
             if stage.same:
                 return stage.unchanged()
             found = [recommend.recommendations(s.read(schemas.OUTCOMES), p, self.config.seed, self.partitions) for p in policies]
@@ -325,7 +307,7 @@ class Night:
         read = (schemas.OUTCOMES, schemas.TWINS, schemas.PATIENTS, *([schemas.RECOMMENDATIONS] if policies else []))
         tables = (schemas.COHORT_POLICIES, schemas.COHORT_EFFECTS) if policies else (schemas.COHORT_EFFECTS,)
         parts = ("cohorts", "subgroups", "disclosure", "recommend", "seed")
-        with self._stage("effects", parts, *[s.version(t) for t in read], writes=tables) as stage:
+        with self._stage("effects", parts, *map(s.version, read), reads=read, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
             frame = self.attributes().persist()
@@ -370,14 +352,20 @@ class Night:
         )
 
 
-def _changes(wanted: DataFrame, stored: DataFrame, identity: list[str]) -> tuple[DataFrame, DataFrame, DataFrame]:
-    """What `stored` lacks of `wanted`, by identity: the rows to do and the patients to write (both persisted), and the stored rows of
-    these patients that still hold."""
-    done = stored.select(identity).distinct()
+Kept = Callable[[DataFrame], DataFrame]
+
+
+def _changes(wanted: DataFrame, stored: Callable[[], DataFrame], identity: list[str]) -> tuple[DataFrame, DataFrame, Kept]:
+    """What `stored` lacks of `wanted`, by identity: the rows to do and the patients to write (both persisted), and a function from some
+    of these patients to their stored rows that still hold."""
+    done = stored().select(identity).distinct()
     todo = wanted.join(done, identity, "left_anti").persist()
     gone = done.join(wanted.select(identity), identity, "left_anti")
     changed = todo.select("patient_id").union(gone.select("patient_id")).distinct().persist()
-    kept = stored.join(wanted.select(identity), identity, "left_semi").join(changed, "patient_id", "left_semi")
+
+    def kept(patients: DataFrame) -> DataFrame:
+        return stored().join(wanted.select(identity), identity, "left_semi").join(patients, "patient_id", "left_semi")
+
     return todo, changed, kept
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinlib.errors import ConfigError
-from twinlib.fusion.identity import Claim, crosswalk, resolve
+from twinlib.fusion.identity import Claim, crosswalk, relatives, resolve
+from twinlib.sources.forgotten import tombstone
 from twinlib.sources.pseudonym import pseudonym
 
 
@@ -100,3 +101,15 @@ def test_crosswalk_files_are_read_and_checked(tmp_path):
             crosswalk(str(path), [Clinic()], b"key")
     with pytest.raises(ConfigError, match="cannot be read"):
         crosswalk(str(tmp_path / "none.csv"), [Clinic()], b"key")
+
+
+def test_who_has_withdrawn_is_gone_under_every_linked_id_and_nobody_else():
+    said = [
+        Claim(0, "a", "identifier", "1"), Claim(1, "b", "identifier", "1"), Claim(1, "b", "crosswalk", "p"), Claim(2, "c", "crosswalk", "p"),
+        Claim(0, "d", "identifier", "2"), Claim(1, "e", "identifier", "2"), Claim(2, "f", "crosswalk", "q"),
+    ]
+    key = b"k" * 16
+    gone = lambda *people: relatives(said, frozenset(tombstone(key, p) for p in people), key)  # noqa: E731
+    assert gone("c") == {"a", "b", "c"} and gone("f", "nobody") == {"f"} and gone() == frozenset()
+    left = resolve(c for c in said if c.patient not in gone("c"))
+    assert {x.patient for x in left} == {"d", "e"}

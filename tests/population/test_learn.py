@@ -7,19 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks import published
 from benchmarks.subjects import rows
-from tests.population import published
+from tests.population.drugs import ONE, TWO
 from twinlib.config import EffectConfig, LearnConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import ConfigError, DataError
 from twinlib.models.batch import Batch
-from twinlib.models.pharmacokinetics import Pharmacokinetics
 from twinlib.population import learning, priors, results, settings
 from twinlib.population.expectation import Settings, Sums, expect
+from twinlib.population.maximisation import maximise
 from twinlib.population.patients import Patients
 from twinlib.tables.schemas import POPULATION_EFFECTS, POPULATION_FITS, POPULATION_MEMBERS, POPULATION_TRACE, POPULATIONS, TIMELINES
 
-MODEL = Pharmacokinetics(oral=False, error="proportional")
+MODEL = ONE
 TRUTH, SD, CV, DOSE = np.log([5.0, 30.0]), np.array([0.3, 0.2]), 0.1, 100.0
 
 
@@ -147,6 +148,20 @@ def test_rows_of_the_tables_hold_no_nan_and_give_the_prior_back(spark, kernel):
         priors.find(MODEL, prior.version, [tables[POPULATION_FITS][0] | {"status": "diverged"}], [], [])
 
 
+def test_blocks_of_omega_keep_their_zeros():
+    s = settings.start(LearnConfig(omega=(("clearance", "peripheral_volume"),), fixed=("exchange",)), TWO, (), False)[1]
+    e = settings.start(LearnConfig(), TWO, (), False)[0]
+    rng = np.random.default_rng(20)
+    theta = rng.standard_normal((50, 4)) @ rng.standard_normal((4, 4))
+    sums = Sums(s, 1, False).unpack(np.zeros(Sums(s, 1, False).size)) | {
+        "weight": np.array([50.0]), "xx": np.full((1, 1), 50.0), "xm": theta.sum(0)[None], "second": theta.T @ theta, "curvature": -np.eye(1), "gradient": np.zeros(1),
+    }
+    omega = maximise(sums, e, s)[0].omega
+    assert [tuple(pair) for pair in np.argwhere(np.tril(omega, -1))] == [(3, 0)] and omega[2, 2] == e.omega[2, 2]
+    np.testing.assert_allclose(omega[np.ix_([0, 3], [0, 3])], np.cov(theta[:, [0, 3]].T, bias=True))
+    assert s.count(1) == 3 + 4 + 1  # means, variances and one covariance, the error
+
+
 def test_episodes_of_a_patient_share_what_does_not_differ_between_them(kernel):
     """Three episodes each; clearance differs between patients (SD 0.3) and between episodes (0.15)."""
     model = copy(MODEL)
@@ -168,22 +183,6 @@ def test_episodes_of_a_patient_share_what_does_not_differ_between_them(kernel):
     found = np.array([*np.diag(out.estimate.omega), out.estimate.occasion[0, 0]])
     np.testing.assert_array_less(abs(found - [0.09, 0.04, 0.0225]) / out.errors[2:5], 3.0)
     assert abs(out.estimate.occasion[0, 0] - 0.0225) < 0.006
-
-
-def test_phenotypes_are_found_and_bic_chooses_their_number(spark, kernel):
-    rng = np.random.default_rng(11)
-    slow = rng.random(160) < 0.3
-    theta = TRUTH + 0.15 * rng.standard_normal((160, 2)) - np.column_stack([1.2 * slow, 0 * slow])
-    cohort = subjects(160, 12, theta)
-    out = learnt(spark, cohort, kernel, LearnConfig(draws=64, phenotypes=3, tolerance=3e-3))
-    assert out.best.estimate.components == 2 and len(out.bics) == 3 and out.bics[1] < min(out.bics[0], out.bics[2])
-    assert out.best.estimate.weights[1] == pytest.approx(slow.mean(), abs=0.02)
-    described = results.phenotype_rows(out, results.prior(out))
-    medians = {(d["component"], d["parameter"]): d["median"] for d in described}
-    assert medians[1, "clearance"] == pytest.approx(5.0, rel=0.1) and medians[2, "clearance"] == pytest.approx(5 * np.exp(-1.2), rel=0.1)
-    members = learning.members(frame(spark, cohort), out, "v", 2).orderBy("patient_id").collect()
-    assert np.mean([(m.phenotype == 2) == s for m, s in zip(members, slow)]) > 0.98
-    assert all(sum(m.phenotype_probabilities) == pytest.approx(1.0) for m in members)
 
 
 @pytest.mark.parametrize(("effect", "covariates", "message"), [
@@ -223,14 +222,32 @@ def test_a_fixed_parameter_stays_and_an_unidentified_one_has_no_standard_error(k
     # one reading each, at the same time: only one combination of clearance, volume, and their variances is seen
     single = {f"s{i}": ([3.0], [y], {"drug_venous": ([0.0], [DOSE], 0.0)}, {}) for i, y in enumerate(np.exp(0.3 * np.random.default_rng(16).standard_normal(60)))}
     out, _ = published.estimate(MODEL, published.batch("drug_concentration", single), LearnConfig(**one, fixed=("error_cv",)), kernel=kernel)
-    assert np.isnan(out.errors).any() or (out.errors[:2] > 0.3).any()
+    fit = made(kernel, out)[POPULATION_FITS][0]
+    assert set(fit["unidentified"]) & {"clearance", "volume", "variance between patients of clearance", "variance between patients of volume"}
     assert np.isfinite(out.estimate.omega).all() and np.isfinite(out.log_likelihood)
+
+
+def made(kernel, best, config=LearnConfig()):
+    """All rows of the tables of something learnt; none of them may hold a NaN."""
+    out = learning.Learning(kernel, config, 1, (), {}, 40, best, [best.bic], {1: best.trace})
+    prior = results.prior(out)
+    tables = {
+        POPULATIONS: results.parameter_rows(out, prior), POPULATION_EFFECTS: results.effect_rows(out, prior.version),
+        POPULATION_FITS: [results.fit_row(out, prior.version, dt.datetime.now(dt.UTC))], POPULATION_TRACE: results.trace_rows(out, prior.version),
+    }
+    for table, lines in tables.items():
+        for row in lines:
+            assert not [k for c in table.columns for k in [c.name] if not c.nullable and row.get(k) is None], table.name
+            values = [x for v in row.values() for x in (v if isinstance(v, list) else v.values() if isinstance(v, dict) else [v])]
+            assert not [x for x in values if isinstance(x, float) and not np.isfinite(x)], table.name
+    return tables
 
 
 def test_a_vanishing_variance_and_a_diverging_run_have_a_status(kernel):
     alike = np.tile(TRUTH, (40, 1))
     out, _ = published.estimate(MODEL, subjects(40, 17, alike, readings=10), LearnConfig(draws=64, iterations=400, tolerance=1e-6), kernel=kernel)
     assert out.status in ("singular_omega", "not_converged") and np.isfinite(out.estimate.omega).all()
+    made(kernel, out)
     s = out.structure
     layout = Sums(s, 1, False)
 
@@ -246,8 +263,24 @@ def test_a_vanishing_variance_and_a_diverging_run_have_a_status(kernel):
     falling.calls = 0
     lost = published.learn.run(falling, out.estimate, s, 20, 1e-9)
     assert (lost.status, lost.reason) == ("diverged", "likelihood_fell")
+    made(kernel, lost)
     nothing = published.learn.run(lambda e, i, f: np.zeros(Sums(s, 1, i).size), out.estimate, s, 20, 1e-9)
     assert (nothing.status, nothing.reason) == ("diverged", "no_patient_has_a_posterior")
+    assert made(kernel, nothing)[POPULATION_FITS][0]["minus_two_log_likelihood"] is None
+    spoilt = published.learn.run(lambda e, i, f: np.r_[40.0, 0.0, 240.0, 40.0, np.full(Sums(s, 1, i).size - 4, np.nan)], out.estimate, s, 20, 1e-9)
+    assert (spoilt.status, spoilt.reason) == ("diverged", "not_finite")
+    made(kernel, spoilt)
+
+
+def test_episodes_stay_together_whatever_the_partitions(spark, kernel):
+    """Nothing differs between a patient's episodes here, so two episodes say what one with all readings says."""
+    theta = TRUTH + SD * np.random.default_rng(21).standard_normal((20, 2))
+    cohort = joined(subjects(20, 22, theta, readings=3, episode="a"), subjects(20, 23, theta, readings=3, episode="b"))
+    one = {"draws": 40, "iterations": 3}
+    out = [learnt(spark, cohort, kernel, LearnConfig(**one), partitions=p).best for p in (1, 3)]
+    assert out[0].log_likelihood == out[1].log_likelihood and (out[0].sums["patients"], out[0].sums["episodes"]) == (20, 40)
+    alone = sum(published.estimate(MODEL, subjects(20, 22 + k, theta, readings=3), LearnConfig(**one), kernel=kernel)[0].log_likelihood for k in (0, 1))
+    assert out[0].log_likelihood > alone  # the second episode is foretold by the first
 
 
 def test_a_stratified_sample_is_the_same_whatever_the_partitions(spark):

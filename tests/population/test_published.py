@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.population import published
+from benchmarks import published
 from tests.population.biexponential import Biexponential
 from twinlib.config import EffectConfig, LearnConfig
 from twinlib.models.biomarker_turnover import BiomarkerTurnover

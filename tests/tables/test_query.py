@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from twinlib.errors import StorageError
+from twinlib.tables.contracts import Table
 from twinlib.tables.parquet import ParquetStorage
 from twinlib.tables.query import connect
 from twinlib.tables.schemas import PATIENTS, RUNS
@@ -20,7 +21,7 @@ def output(spark, tmp_path_factory):
     folder = tmp_path_factory.mktemp("an analyst's")
     storage = ParquetStorage(spark, str(folder / "tables"), 4)
     storage.replace(PATIENTS, spark.createDataFrame([], PATIENTS.schema))
-    row = ("r1", "fit", "done", NOON, 1.5, "c", "i", {"rows": 7}, None)
+    row = ("r1", "fit", "done", NOON, 1.5, "c", "i", {"rows": 7}, None, 1, {"tasks": 3.0}, {"twins": "v000001-0"})
     storage.append(RUNS, spark.createDataFrame([row], RUNS.schema))
     return folder
 
@@ -33,6 +34,13 @@ def test_every_table_is_a_view_with_the_contract_s_columns(output):
         assert tables.execute("SELECT count(*) FROM patients").fetchone() == (0,)
         found = tables.execute("SELECT stage, started_at::VARCHAR, seconds, counts['rows'], message FROM runs").fetchone()
         assert found == ("fit", "2026-07-01 12:00:00+00", 1.5, 7, None)
+
+
+def test_a_table_of_an_older_version_has_nulls_for_what_it_did_not_know(spark, tmp_path):
+    older = Table("runs", RUNS.meaning, RUNS.key, tuple(c for c in RUNS.columns if c.name not in ("sequence", "metrics", "table_versions")))
+    row = ("r1", "fit", "done", NOON, 1.5, "c", "i", {"rows": 7}, None)
+    ParquetStorage(spark, str(tmp_path / "tables"), 4).replace(older, spark.createDataFrame([row], older.schema))
+    assert connect(tmp_path).execute("SELECT stage, sequence, metrics FROM runs").fetchall() == [("fit", None, None)]
 
 
 def test_what_cannot_be_opened_is_named(output, tmp_path):

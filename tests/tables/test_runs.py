@@ -1,10 +1,12 @@
 import os
+from datetime import datetime, timezone
 
 import pytest
 
 from twinlib.config import RunConfig
 from twinlib.errors import DataError, StorageError
 from twinlib.tables import open_storage
+from twinlib.tables.contracts import Table
 from twinlib.tables.runs import Runs, fingerprint
 from twinlib.tables.schemas import RUNS
 
@@ -61,6 +63,23 @@ def test_only_a_last_run_that_ended_well_under_the_same_configuration_spares_the
     assert last(first) is None
     run(first, "h3", parts=("fit",))
     assert last(other, parts=("fit",)) == "h3"  # the seed is no part of what the stage reads
+
+
+def test_a_manifest_of_an_older_version_goes_on(spark, tmp_path):
+    """Its rows have no sequence and no versions of tables; the next ones have, and count as later whatever the clock says."""
+    settings = config(tmp_path)
+    storage = open_storage(spark, settings)
+    older = Table("runs", RUNS.meaning, RUNS.key, tuple(c for c in RUNS.columns if c.name not in ("sequence", "metrics", "table_versions")))
+    row = ("r0", "fit", "failed", datetime(2099, 1, 1, tzinfo=timezone.utc), 1.5, settings.hash(), "h0", {}, None)
+    storage.replace(older, spark.createDataFrame([row], older.schema))
+    runs = Runs(storage, settings)
+    assert runs.last_input_hash("fit") is None
+    with runs.stage("fit", "h1") as stage:
+        stage.tables["twins"] = "v000001-0"
+        stage.metrics["tasks"] = 3
+    assert runs.last_input_hash("fit") == "h1" and runs.tables_of(runs.run_id) == {"twins": "v000001-0"}
+    with pytest.raises(StorageError, match="there is no run r0, or it is older"):
+        runs.tables_of("r0")
 
 
 def test_a_failure_that_cannot_be_recorded_does_not_hide_the_first_error(spark, tmp_path, monkeypatch):

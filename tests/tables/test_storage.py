@@ -4,6 +4,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DoubleType, IntegerType, StringType, StructField, StructType, TimestampType
@@ -225,3 +226,35 @@ def test_a_second_process_cannot_write(spark, storage):
 def test_the_bucket_is_spark_s_hash_of_the_patient(spark):
     frame = spark.createDataFrame([("a",), ("b",)], "patient_id string")
     assert frame.select(bucket_of(5)).collect() == frame.selectExpr("int(pmod(xxhash64(patient_id), 5))").collect()
+
+
+def test_forgotten_patients_are_in_no_file_of_the_table(spark, storage):
+    storage.replace(VISITS, visits(spark, ("ann", 0, "home"), ("bob", 0, "home"), ("cid", 0, "ward")))
+    storage.replace_patients(VISITS, visits(spark, ("ann", 0, "ward"), ("ann", 1, "ward")), patients(spark, "ann"))
+    assert storage.forget(VISITS, patients(spark, "ann", "nobody")) == 2
+    assert rows(storage.read(VISITS)) == [("bob", 0, "home"), ("cid", 0, "ward")]
+    found = set()
+    for file in (storage.folder / "visits").rglob("*.parquet"):
+        found |= set(pq.ParquetFile(file).read(["patient_id"])["patient_id"].to_pylist())
+    assert found == {"bob", "cid"}
+    assert storage.forget(EVENTS, patients(spark, "ann")) == 0  # a table that was never written
+
+
+def test_a_flat_table_forgets_rows_that_name_the_patient_in_any_text(spark, storage):
+    notes = Table("notes", "Notes.", ("n",), (
+        Column("n", IntegerType(), "number", nullable=False), Column("patient_id", StringType(), "patient, where known"), Column("text", StringType(), "text"),
+    ))
+    frame = spark.createDataFrame([(1, "ann", "x"), (2, None, "fields of ann"), (3, None, None), (4, "bob", "x")], "n int, patient_id string, text string")
+    storage.replace(notes, frame)
+    assert storage.forget(notes, patients(spark, "ann")) == 2
+    assert sorted(r.n for r in storage.read(notes).collect()) == [3, 4]
+
+
+def test_a_damaged_file_is_named_with_the_remedy(spark, storage):
+    storage.replace(VISITS, visits(spark, ("ann", 0, "home")))
+    storage.check(VISITS), storage.check(EVENTS)
+    (file,) = (storage.folder / "visits").rglob("part-*.parquet")
+    with file.open("r+b") as f:
+        f.truncate(file.stat().st_size - 6)
+    with pytest.raises(StorageError, match=f"{file.name} is damaged. Move the folder"):
+        storage.check(VISITS)

@@ -162,6 +162,7 @@ class Model:
       noise(p, c) -> {state: intensity of the white noise that drives it: variance per time}
       observe(x, p, c) -> {signal: Reading}
       patient_constants(batch) -> {name: (patients,) array in the declared unit}
+      imply(inputs) -> {agent: events} for the agents in `implied`: what must have happened although no record says so
     `step` is the nominal step of the integration in `time_unit`; steps end at events and readings. The search for a mode begins with steps of
     up to `search_step` (none: twice `step`), which must still be stable.
     """
@@ -174,6 +175,7 @@ class Model:
     inputs: tuple[Input, ...] = ()
     constants: tuple[Constant, ...] = ()
     covariates: tuple[str, ...] = ()
+    implied: tuple[str, ...] = ()
     time_unit: str = "min"
     step: float = 1.0
     search_step: float | None = None
@@ -196,10 +198,13 @@ class Model:
     def patient_constants(self, batch):
         return {}
 
+    def imply(self, inputs):
+        return {}
+
     @property
     def agents(self) -> tuple[str, ...]:
-        """Agents of all inputs, in order, each once."""
-        return tuple(dict.fromkeys(a for i in self.inputs for a in i.agents))
+        """Agents of all inputs that are recorded, in order, each once."""
+        return tuple(dict.fromkeys(a for i in self.inputs for a in i.agents if a not in self.implied))
 
     @property
     def fitted(self) -> tuple[Parameter, ...]:

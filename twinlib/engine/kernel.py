@@ -141,7 +141,9 @@ class Data:
         )
 
     def coarse(self, longest: float) -> Data:
-        """The same with steps of up to `longest`, as far as inputs and readings allow."""
+        """The same with steps of up to `longest`, as far as inputs and readings allow; itself where no two steps fit into one."""
+        if self.lengths.size and 2 * self.lengths.min() > (1 + 1e-9) * longest:
+            return self
         step_at, lengths, first, fresh = _merged(self.step_at, self.lengths, self.fresh, (1 + 1e-9) * longest)
         return replace(self, step_at=step_at, lengths=lengths, rates=self.rates[first], doses=self.doses[first], fresh=fresh)
 

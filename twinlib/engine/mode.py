@@ -210,10 +210,9 @@ def find(kernel: Kernel, data: Data, prior: Normal, starts: np.ndarray, maximum_
     rest, learnt, rate = np.zeros((n, p, p)), np.zeros(n, bool), np.full(n, np.inf)
     trial, predicted = np.empty_like(theta), np.empty(n)
     coarse = data.coarse(kernel.search_step)
+    phases = ((coarse, NEAR), (data, TOLERANCE)) if len(coarse.lengths) < len(data.lengths) else ((data, TOLERANCE),)
     with np.errstate(all="ignore"):
-        for part, goal in ((coarse, NEAR), (data, TOLERANCE)):
-            if part is coarse and len(coarse.lengths) == len(data.lengths):
-                continue
+        for part, goal in phases:
             f, g, h = _evaluate(kernel, part, prior, np.arange(n), theta)
             usable = _finite(f, g, h)
             lost = np.flatnonzero(~usable & (theta != begin).any(1))  # long steps have led where short ones fail: from the start again

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from twinlib.config import IdentityConfig
 from twinlib.errors import ConfigError
+from twinlib.sources.forgotten import tombstone
 from twinlib.sources.pseudonym import pseudonym, system_mark
 from twinlib.sources.records import Source
 from twinlib.tables.schemas import IDENTITIES
@@ -135,12 +136,12 @@ def crosswalk(path: str, sources: Sequence[Source], key: bytes) -> list[Claim]:
     return claims
 
 
-def links(config: IdentityConfig, judged: DataFrame, sources: Sequence[Source], origins: Sequence[int], key: bytes) -> list[Link]:
-    """The links between all people in `judged` (columns entry, patient_id, identifiers). origins: number of the source, by entry.
+def claims(config: IdentityConfig, judged: DataFrame, sources: Sequence[Source], origins: Sequence[int], key: bytes) -> list[Claim]:
+    """What is claimed of all people in `judged` (columns entry, patient_id, identifiers). origins: number of the source, by entry.
 
     Only identifiers that several people have leave Spark.
     """
-    claims = crosswalk(config.crosswalk, sources, key) if config.crosswalk else []
+    found = crosswalk(config.crosswalk, sources, key) if config.crosswalk else []
     if config.systems:
         marks = [system_mark(key, s) for s in config.systems]
         stated = (
@@ -151,10 +152,23 @@ def links(config: IdentityConfig, judged: DataFrame, sources: Sequence[Source], 
         )
         several = stated.groupBy("token").agg(F.collect_set(F.struct("entry", "patient_id")).alias("people"))
         several = several.filter(F.size(F.array_distinct("people.patient_id")) > 1)
-        claims += [
+        found += [
             Claim(origins[p.entry], p.patient_id, "identifier", row.token) for row in several.toLocalIterator() for p in row.people
         ]
-    return resolve(claims)
+    return found
+
+
+def relatives(stated: Sequence[Claim], tombstones: frozenset[str], key: bytes) -> frozenset[str]:
+    """The pseudonyms that are, by all that is claimed, one person with a patient under a tombstone: that patient's own and all others.
+
+    Who withdraws is gone under every id, also one that came or was linked later.
+    """
+    if not tombstones:
+        return frozenset()
+    known = {c.patient for c in stated}
+    canonical = {p: p for p in known} | {x.patient: x.canonical for x in resolve(stated)}
+    gone = {canonical[p] for p in known if tombstone(key, p) in tombstones}
+    return frozenset(p for p in known if canonical[p] in gone)
 
 
 def identities(spark: SparkSession, found: Sequence[Link], sources: Sequence[Source]) -> DataFrame:

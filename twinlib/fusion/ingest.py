@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, partial, reduce
 
 import pyarrow as pa
@@ -19,12 +20,13 @@ from twinlib.fusion import clock_jumps
 from twinlib.fusion.basal_share import too_small
 from twinlib.fusion.duplicates import settle
 from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
-from twinlib.fusion.identity import Link, identities, joined, links
+from twinlib.fusion.identity import Link, claims, identities, joined, relatives, resolve
 from twinlib.fusion.judge import judge
 from twinlib.fusion.readings import readings
 from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
+from twinlib.sources.forgotten import tombstone, without_forgotten
 from twinlib.sources.records import Part, Source
 from twinlib.tables.contracts import Table
 from twinlib.tables.ordered import AHEAD
@@ -141,8 +143,10 @@ class Judged:
     entries: Sequence[Entry]
 
 
-def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
+def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
     """Read every source of the run; call `release` on the result when its frames have been written.
+
+    Records that became known after `config.as_of`, and those of patients under a tombstone, are left out as if the files lacked them.
 
     Raises ConfigError or DataError where a mapping is wrong, files are missing, a source holds no record at all, or records
     are lost on the way (rows read must equal accepted + duplicates + quarantined, per source).
@@ -152,12 +156,15 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes) -> Ingested:
     sources = open_sources(config)
     vocabulary = load_vocabulary(config.vocabulary)
     entries = interpret(sources, vocabulary)
-    return fuse(spark, sources, entries, key, vocabulary.sensors, config.storage.buckets, identity=config.identity)
+    return fuse(
+        spark, sources, entries, key, vocabulary.sensors, config.storage.buckets, None, config.identity, config.as_of, tombstones,
+    )  # fmt: skip
 
 
 def fuse(
     spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor], buckets: int = 1,
-    stored: Callable[[Table], DataFrame] | None = None, identity: IdentityConfig | None = None,
+    stored: Callable[[Table], DataFrame] | None = None, identity: IdentityConfig | None = None, as_of: datetime | None = None,
+    tombstones: frozenset[str] = frozenset(),
 ) -> Ingested:  # fmt: skip
     """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report.
 
@@ -166,12 +173,13 @@ def fuse(
 
     What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
     """
-    parts, cached = _judged(spark, sources, entries, key, sensors)
-    found: list[Link] = []
-    if identity:
-        claimed = _union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
-        found = links(identity, claimed, sources, [e.origin for e in entries], key)
-        parts = [Judged(joined(spark, p.frame, found), p.entries) for p in parts]
+    parts, cached = _judged(spark, sources, entries, key, as_of)
+    claimed = _union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
+    stated = claims(identity, claimed, sources, [e.origin for e in entries], key) if identity else []
+    withdrawn = relatives(stated, tombstones, key)
+    found = resolve(c for c in stated if c.patient not in withdrawn)
+    gone = tombstones | {tombstone(key, p) for p in withdrawn}
+    parts = [Judged(_one_clock(spark, without_forgotten(p.frame, gone, key), p.entries, sensors, found), p.entries) for p in parts]
     survey = _survey(spark, parts).persist()
     read = _read(survey, entries)
     if stored is None:
@@ -208,21 +216,28 @@ def fuse(
 
 
 def _judged(
-    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor]
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, as_of: datetime | None
 ) -> tuple[list[Judged], list[DataFrame]]:
-    """Every part judged record by record, clocks that were set included; and what is kept of them."""
+    """Every part judged record by record, without what became known after `as_of`; and what is kept of them."""
     parts, cached, first = [], [], 0
     for source in sources:
         records = source.records(spark, key, first)
         for part in [Part(records)] if isinstance(records, DataFrame) else records:
             some = entries[first : first + len(source.meanings)] if part.entry is None else [entries[part.entry]]
             frame = judge(spark, part.frame, some)
+            if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
+                frame = frame.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
             if part.entry is None:
                 cached.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
-            sensed = [e.number for e in some if e.meaning.target == "observation" and e.meaning.name in sensors]
-            parts.append(Judged(clock_jumps.applied(spark, frame, clock_jumps.find(frame, sensed)), some))
+            parts.append(Judged(frame, some))
         first += len(source.meanings)
     return parts, cached
+
+
+def _one_clock(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor], found: Sequence[Link]) -> DataFrame:
+    """`judged` with the records of sensors whose clock was set refused or moved, and each person under one id."""
+    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
+    return joined(spark, clock_jumps.applied(spark, judged, clock_jumps.find(judged, sensed)), found)
 
 
 def _union(frames: Iterable[DataFrame]) -> DataFrame:

@@ -56,7 +56,7 @@ def layout(model, vocabulary: Vocabulary, episodes: EpisodeConfig, covariates: I
         raise ConfigError(f"{where}: signals {', '.join(grids)} have grids of {', '.join(map(str, sorted(steps)))} minutes; one model has one grid")
     conversions = {s.name: _to(known[s.name], s.unit, f"{where}: signal {s.name}", vocabulary) for s in model.signals}
     for i in model.inputs:
-        for name in i.agents:
+        for name in (a for a in i.agents if a in model.agents):
             if name not in vocabulary.agents:
                 raise ConfigError(f"{where}: input {i.name}: unknown agent {name!r}; known: {', '.join(vocabulary.agents)}")
             to = _to(vocabulary.agents[name], i.amount, f"{where}: input {i.name}: agent {name}", vocabulary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,6 +50,13 @@ class Batch:
     covariates: tuple[dict[str, float], ...]
     offsets: np.ndarray
 
+    @classmethod
+    def stack(cls, parts: Sequence[Batch]) -> Batch:
+        """The rows of all parts, in order."""
+        rows_of = lambda name: tuple(row for p in parts for row in getattr(p, name))  # noqa: E731
+        numbers = lambda name: np.concatenate([getattr(p, name) for p in parts])  # noqa: E731
+        return cls(rows_of("ids"), numbers("minutes"), rows_of("signals"), rows_of("inputs"), rows_of("covariates"), numbers("offsets"))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -78,6 +86,12 @@ class Batch:
         """The same readings under other inputs."""
         return replace(self, inputs=inputs)
 
+    def completed(self, model: Model) -> Batch:
+        """The same with the inputs that the model takes to be implied by the recorded ones; rows that have them stay as they are."""
+        if not model.implied:
+            return self
+        return self.with_inputs(tuple(i if all(a in i for a in model.implied) else i | model.imply(i) for i in self.inputs))
+
     def scale(self, model: Model, row: int, declared: Input) -> float:
         """Amount of an agent of one row -> the input's unit times the model's time unit."""
         return model.input_factor(declared) / (self.covariates[row]["body_weight"] if declared.per_weight else 1.0)
@@ -93,6 +107,19 @@ class Batch:
         """The inputs of one row in the model's units."""
         return [self.drive(model, row, declared, declared.agents) for declared in model.inputs]
 
+    def _series(self, model: Model, row: int) -> list[Series]:
+        return [self.signals[row].get(s.name, Series(np.zeros(0), np.zeros(0))) for s in model.signals]
+
+    def instants(self, model: Model, row: int) -> np.ndarray:
+        """Minutes of the slots of one row: all instants at which a signal of the model may have a reading."""
+        series = self._series(model, row)
+        return series[0].minutes if len(series) == 1 else np.unique(np.concatenate([s.minutes for s in series]))
+
+    def last_minute(self, model: Model, row: int) -> float:
+        """Minute of the last reading of a signal of the model; minus infinity where there is none."""
+        known = [s.minutes[~np.isnan(s.values)] for s in self._series(model, row)]
+        return max((m[-1] for m in known if len(m)), default=-np.inf)
+
     def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:
         """The batch as the kernel reads it. constants (rows, constants): those of the patients' own inputs, where the batch has others."""
         unit = model.minutes_per_unit()
@@ -100,9 +127,8 @@ class Batch:
             values = model.patient_constants(self)
             constants = np.column_stack([values[c.name] for c in model.constants]) if model.constants else np.zeros((len(self), 0))
         schedules, readings = [], []
-        for row, signals in enumerate(self.signals):
-            series = [signals.get(s.name, Series(np.zeros(0), np.zeros(0))) for s in model.signals]
-            instants = series[0].minutes if len(series) == 1 else np.unique(np.concatenate([s.minutes for s in series]))
+        for row in range(len(self)):
+            series, instants = self._series(model, row), self.instants(model, row)
             y = np.full((len(instants), len(series)), np.nan)
             for m, s in enumerate(series):
                 y[np.searchsorted(instants, s.minutes), m] = s.values

@@ -6,11 +6,18 @@ compartment and on endogenous production through two delays; the stomach empties
 random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. The
 flux's size is the patient's own, from a prior near nothing: where it need not be, it does not take over what insulin and meals do, and where life
 has much of it the readings say so (docs/accuracy.md).
+
+A bolus without a logged meal is often the bolus of a meal that nobody logged. Taken at its word it would say that insulin does little, and that
+is what attenuates what-ifs most where life is not logged in full. So such boluses imply meals, of a share of what they would cover that the
+readings decide.
 """
+
+import numpy as np
 
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
 from twinlib.engine.expressions import positive, tanh
 from twinlib.models.glucose_insulin import basal_and_first
+from twinlib.models.timeline import Events, Inputs
 
 VI = quantity(0.126, "L/kg")  # insulin distribution volume
 CLEARANCE = quantity(0.24, "1/min")  # of plasma insulin; it scales the two insulin sensitivities
@@ -24,14 +31,31 @@ UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL"
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
+UNLOGGED = "carbohydrate_unlogged"
+NEAR = 60.0  # min between a bolus and a meal that belong together
+LEAST, ENOUGH = 10.0, 3  # g of an implied meal; boluses with a meal that tell how much a unit covers
 WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
 _SOURCE = "UVA/Padova 2008: median and log-SD of 20 virtual patients, mapped (docs/accuracy.md)"
 
 
+def unlogged_meals(bolus: Events, carbohydrate: Events) -> Events:
+    """Meals that boluses without a logged meal within NEAR minutes would cover, at the person's usual grams per unit: the median over boluses with
+    a meal. None where there are fewer than ENOUGH of those."""
+    units, at = bolus.amounts[bolus.amounts > 0], bolus.minutes[bolus.amounts > 0]
+    around = np.searchsorted(carbohydrate.minutes, at - NEAR, "left"), np.searchsorted(carbohydrate.minutes, at + NEAR, "right")
+    eaten = np.append(0.0, np.cumsum(carbohydrate.amounts))
+    grams = eaten[around[1]] - eaten[around[0]]
+    if (grams > 0).sum() < ENOUGH:
+        return Events.of([], [])
+    covered = units * np.median(grams[grams > 0] / units[grams > 0])
+    alone = (grams == 0) & (covered >= LEAST)
+    return Events.of(at[alone], covered[alone])
+
+
 class GlucoseTwoCompartment(Model):
     name = "glucose_two_compartment"
-    version = "2"
+    version = "3"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"), State("insulin_action", "mU/L"),
         State("production_delay_1", "mU/L"), State("production_delay_2", "mU/L"),
@@ -63,12 +87,14 @@ class GlucoseTwoCompartment(Model):
         ("sensor_sd", "mg/dL", 11.0, 0.3),
         ("sensor_correlation_time", "min", 25.0, 0.3),
         ("sensor_smoothing_time", "min", 14.0, 0.3),
-    ))
+    )) + (Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),)
     inputs = (
         Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), "U", per_weight=True),
         Input("carbohydrate", "mg/kg/min", ("carbohydrate",), "g", spread=1.0, per_weight=True, pace=5.0),
-        Input("meal_onset", "mg/kg/min", ("carbohydrate",), "g", spread=ONSET, per_weight=True),
+        Input("unlogged_carbohydrate", "mg/kg/min", (UNLOGGED,), "g", spread=1.0, per_weight=True, pace=5.0),
+        Input("meal_onset", "mg/kg/min", ("carbohydrate", UNLOGGED), "g", spread=ONSET, per_weight=True),
     )
+    implied = (UNLOGGED,)
     signals = (Signal("glucose", "mg/dL", lower=40.0, upper=400.0),)
     constants = (Constant("basal_insulin", "mU/kg/min"), Constant("first_glucose", "mg/dL"))
     covariates = ("body_weight",)
@@ -98,7 +124,7 @@ class GlucoseTwoCompartment(Model):
             "production_delay_1": p.production_rate * (excess - x.production_delay_1),
             "production_delay_2": p.production_rate * (x.production_delay_1 - x.production_delay_2),
             "emptied": emptying * x.stomach_liquid - RESET * u.meal_onset / (u.meal_onset + SLIGHT) * x.emptied,
-            "stomach_solid": u.carbohydrate - p.gastric_emptying_rate * x.stomach_solid,
+            "stomach_solid": u.carbohydrate + p.unlogged_share * u.unlogged_carbohydrate - p.gastric_emptying_rate * x.stomach_solid,
             "stomach_liquid": p.gastric_emptying_rate * x.stomach_solid - emptying * x.stomach_liquid,
             "gut": emptying * x.stomach_liquid - p.glucose_absorption_rate * x.gut,
             "glucose": production + p.meal_gain * p.glucose_absorption_rate * x.gut - BRAIN - exchange
@@ -141,6 +167,10 @@ class GlucoseTwoCompartment(Model):
 
     def observe(self, x, p, c):
         return {"glucose": additive(x.interstitial_glucose + x.sensor_error, WHITE_SD)}
+
+    def imply(self, inputs: Inputs) -> Inputs:
+        none = Events.of([], [])
+        return {UNLOGGED: unlogged_meals(inputs.get("insulin_bolus", none), inputs.get("carbohydrate", none))}
 
     def patient_constants(self, batch):
         return basal_and_first(batch)

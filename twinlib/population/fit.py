@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 
 import numpy as np
@@ -77,7 +78,7 @@ class Fitter:
             if modes.status[r] != "converged":  # the integration is too coarse for it: what it gave says nothing
                 out[r]["numerical_error"] = found["numerical_error"][a].item()
                 continue
-            out[r] |= {"parameters": [q.name for q in self.model.fitted], "mode": modes.theta[r].tolist(), "covariance": covariance[r].ravel().tolist()}
+            out[r] |= {"last_minute": batch.last_minute(self.model, r), "parameters": [q.name for q in self.model.fitted], "mode": modes.theta[r].tolist(), "covariance": covariance[r].ravel().tolist()}
             out[r] |= {name: values[a].tolist() if isinstance(values, np.ndarray) else values[a] for name, values in found.items()}
         return out
 
@@ -85,7 +86,7 @@ class Fitter:
         """Modes and Laplace covariances of all rows; the rows that have a posterior, and what is known of them (columns of `twins`)."""
         model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
-            data = batch.data(model, kernel.nominal_step)
+            data = batch.completed(model).data(model, kernel.nominal_step)
         prior = self.prior.normal(batch.covariates)
         modes = mode.find_from(kernel, data, prior, self._starts(batch, prior), self.config.maximum_iterations, self.config.starts > 1)
         covariance = posterior.covariance(modes.hessian)
@@ -181,8 +182,10 @@ class Fitter:
                 fitted = [self.run(table.slice(i, 1), watch)[0] for i in ready]
             else:
                 fitted = [{"status": "failed", "reason": f"error:{type(e).__name__}"}]
+        starts = table.column("start").to_pylist()
         for i, f in zip(ready, fitted):
-            results[i] = f
+            last = f.pop("last_minute", None)
+            results[i] = f if last is None else f | {"last_reading": starts[i] + timedelta(minutes=float(last))}
         names = ("patient_id", "model", "episode")
         for row, ids in zip(results, zip(*[table.column(n).to_pylist() for n in names])):
             row.update(zip(names, ids))

@@ -82,13 +82,17 @@ def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: f
 def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, share: float, trace: list[Iteration]):
     """EM on one share of the patients: the estimate, status and reason. `trace` grows by its iterations."""
     layout = Sums(s, start.components, False)
-    best, best_ll, before, singular = start, -np.inf, None, 0
+    best, best_ll, before, singular, most = start, -np.inf, None, 0, 0
     current, plain, path = start, start, []  # path: estimates of plain steps since the last acceleration
     for _ in range(iterations):
         sums = layout.unpack(step(current, False, share))
         used, ll = int(sums["patients"] - sums["left_out"]), float(sums["log_likelihood"])
+        if used < most and current is not plain:  # a step too long for some patients, without whom the likelihood says nothing
+            current, path = plain, []
+            continue
         if used == 0:
             return best, "diverged", "no_patient_has_a_posterior"
+        most = max(most, used)
         finite = np.isfinite(ll) and all(np.isfinite(v).all() for v in sums.values())
         if not finite or ll < best_ll - LOST:
             if current is plain:
@@ -133,8 +137,8 @@ def _accelerated(first, second, following: Estimate, s: Structure) -> Estimate:
 def standard_errors(information: np.ndarray) -> np.ndarray:
     """SE of parameters from their information matrix (f, f); NaN for those that lie in a direction it does not hold."""
     f = len(information)
-    if not f:
-        return np.zeros(0)
+    if not f or not np.isfinite(information).all():
+        return np.full(f, np.nan)
     scale = np.sqrt(np.maximum(np.abs(np.diag(information)), 1e-300))
     values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
     held = values > 1e-8 * max(values[-1], 1e-300)

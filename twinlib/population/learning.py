@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructField, StructType
 from scipy.cluster.vq import kmeans2
+from scipy.special import logsumexp
 
 from twinlib.config import LearnConfig
 from twinlib.engine.contract import Model
@@ -36,6 +37,7 @@ ROWS = 256  # timelines per call of the engine
 TASK = 250  # patients that are worth a task
 WARM_UP = 2000  # patients on which EM begins where there are many more
 LEVELS = 20  # most levels of a category
+STARTS, ROUNDS, SMALLEST = 20, 30, 0.05  # of the search for clusters where a mixture begins; the least weight of one
 READ = ["patient_id", "episode", "minutes", "step_minutes", "utc_offset_minutes", "signals", "inputs", "covariates"]
 _SUMS = "bucket int, sums array<double>"
 
@@ -57,7 +59,7 @@ class Worker:
         at = np.array([0, *[i for i in range(1, len(ids)) if ids[i] != ids[i - 1]], len(ids)])
         who = [ids[i] for i in at[:-1]]
         try:
-            batch = decode(table)
+            batch = decode(table).completed(self.kernel.model)
             with np.errstate(all="ignore"):  # what is not finite becomes a status
                 data = batch.data(self.kernel.model, self.kernel.nominal_step)
                 z = design(self.columns, [batch.covariates[i] for i in at[:-1]])
@@ -265,18 +267,14 @@ def learn_population(spark: SparkSession, timelines: DataFrame, kernel: Kernel, 
 
 
 def _split(rows: DataFrame, worker: Worker, components: int, seed: int) -> Estimate:
-    """Where EM of a mixture begins: the means of clusters (k-means) of at most WARM_UP patients' posterior means."""
+    """Where EM of a mixture begins: the clusters of at most WARM_UP patients' posterior means."""
     schema = StructType([f for f in POPULATION_MEMBERS.schema.fields])
     few = rows.join(
         rows.select("patient_id").distinct().orderBy(F.xxhash64("patient_id", F.lit(seed)), "patient_id").limit(WARM_UP), "patient_id", "left_semi"
     ).select("bucket", *READ).repartitionById(1, F.lit(0)).sortWithinPartitions("bucket", "patient_id", "episode")
     members = few.mapInArrow(lambda batches: worker.members(batches, ""), schema).where("status = 'used'").select("patient_id", "eta").orderBy("patient_id").collect()
     eta, estimate = np.array([m.eta for m in members]), worker.estimate
-    spread = np.where(eta.std(0) > 0, eta.std(0), 1.0)
-    centres, label = kmeans2(eta / spread, components, minit="++", rng=np.random.default_rng(seed), iter=50)
-    centres = centres * spread
-    weights = np.maximum(np.bincount(label, minlength=components) / len(label), 0.05)
-    weights /= weights.sum()
+    centres, weights = mixture(eta, components, seed)
     between = np.einsum("c,cp,cq->pq", weights, centres - weights @ centres, centres - weights @ centres)
     omega = estimate.omega - np.where(worker.structure.omega, between, 0.0)
     low = np.linalg.eigvalsh(omega)[0] > 0 and (np.diag(omega) > 0.2 * np.diag(estimate.omega)).all()
@@ -286,11 +284,29 @@ def _split(rows: DataFrame, worker: Worker, components: int, seed: int) -> Estim
     )
 
 
-def _ordered(estimate: Estimate) -> Estimate:
-    """Components by weight, the largest first."""
-    order = np.argsort(-estimate.weights, kind="stable")
-    c = estimate.components
-    return estimate.moved(coefficients=np.vstack([estimate.coefficients[:c][order], estimate.coefficients[c:]]), weights=estimate.weights[order])
+def mixture(eta: np.ndarray, components: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means (components, p) and weights of a normal mixture with one covariance, of eta (n, p): the likeliest that EM reaches from STARTS sets of
+    k-means' clusters. One set may part the patients along a direction in which they are all alike."""
+    rng, (n, p), best = np.random.default_rng(seed), eta.shape, (-np.inf, None, None)
+    spread = np.where(eta.std(0) > 0, eta.std(0), 1.0)
+    x = (eta - eta.mean(0)) / spread
+    for _ in range(STARTS):
+        label = kmeans2(x, x[rng.choice(n, components, replace=False)], minit="matrix", iter=5, missing="warn")[1]
+        share = np.eye(components)[label]
+        for _ in range(ROUNDS):
+            weights = np.maximum(share.mean(0), SMALLEST)
+            weights /= weights.sum()
+            means = (share.T @ x) / np.maximum(share.sum(0), 1e-9)[:, None]
+            off = x[:, None] - means
+            covariance = np.einsum("nc,ncp,ncq->pq", share, off, off) / n + 1e-6 * np.eye(p)
+            root = np.linalg.cholesky(covariance)
+            distance = (np.linalg.solve(root, off.reshape(-1, p).T) ** 2).sum(0).reshape(n, components)
+            joint = np.log(weights) - 0.5 * distance - np.log(np.diag(root)).sum()
+            total = logsumexp(joint, axis=1)
+            share = np.exp(joint - total[:, None])
+        if total.sum() > best[0]:
+            best = (float(total.sum()), means, weights)
+    return eta.mean(0) + best[1] * spread, best[2]
 
 
 def members(timelines: DataFrame, learning: Learning, version: str, partitions: int) -> DataFrame:

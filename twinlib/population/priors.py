@@ -14,7 +14,7 @@ from twinlib.errors import ConfigError
 from twinlib.population.design import Column, design
 from twinlib.population.estimate import population_level
 
-PUBLISHED, LEARNED = "published-1", "learned"
+PUBLISHED, LEARNED, PROMOTED = "published-1", "learned", "promoted"
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ def _transformed(q, value: float) -> float:
 
 def check_version(version: str) -> None:
     """Raises ConfigError where no prior can have that name."""
-    if version != PUBLISHED and not version.startswith(LEARNED):
-        raise ConfigError(f"fit.prior_version: unknown version {version!r}; expected {PUBLISHED}, {LEARNED} (the newest) or one that learning has made")
+    if version not in (PUBLISHED, PROMOTED) and not version.startswith(LEARNED):
+        raise ConfigError(
+            f"fit.prior_version: unknown version {version!r}; expected {PUBLISHED}, {PROMOTED} (what was promoted last), {LEARNED} (the newest) "
+            "or one that learning has made"
+        )
 
 
 def find(model: Model, version: str, fits: Sequence[Mapping], parameters: Sequence[Mapping], effects: Sequence[Mapping]) -> Prior:

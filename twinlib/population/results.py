@@ -45,6 +45,26 @@ def _errors(learning: Learning) -> dict[str, np.ndarray]:
     return out
 
 
+def unidentified(learning: Learning) -> list[str]:
+    """What the data say nothing of: free entries without a standard error, and means and shared values no better known than by the model's own
+    prior."""
+    s, columns, model = learning.best.structure, learning.columns, learning.model
+    errors, c, own = _errors(learning), learning.best.estimate.components, {q.name: q.sd for q in model.parameters}
+    free, out = s.regression(c), []
+    for k, j in np.argwhere(free):
+        error, name = errors["coefficients"][k, j], s.fitted[j]
+        if k < c and not error < own[name]:
+            out.append(name if c == 1 else f"{name} of phenotype {k + 1}")
+        elif k >= c and np.isnan(error):
+            out.append(f"{columns[k - c].name} on {name}")
+    names = [s.fitted[j] for j in occasion_columns(model)]
+    for what, mask, known in (("omega", s.omega, s.fitted), ("occasion", s.occasion, names)):
+        label = "between patients" if what == "omega" else "between episodes"
+        out += [f"{'variance' if i == j else 'covariance'} {label} of {known[i]}" + ("" if i == j else f" and {known[j]}")
+                for i, j in np.argwhere(np.tril(mask)) if np.isnan(errors[what][i, j])]
+    return out + [n for n, is_free, e in zip(s.shared, s.values, errors["values"]) if is_free and not e < own[n]]
+
+
 def _known(x) -> float | None:
     return float(x) if np.isfinite(x) else None
 
@@ -66,7 +86,7 @@ def parameter_rows(learning: Learning, version: priors.Prior) -> list[dict]:
                 "mean_se": _known(errors["coefficients"][0, j]) if e.components == 1 else None,
                 "patient_variance": float(variance), "patient_variance_se": _known(errors["omega"][j, j]), "fixed": not bool(s.means[j]),
                 "occasion_variance": float(e.occasion[occasions.index(j), occasions.index(j)]) if j in occasions and s.occasion.any() else None,
-                "shrinkage": float(1.0 - eta_sd[j] / np.sqrt(variance)), "eta_mean": float(eta[j]), "eta_sd": float(eta_sd[j]),
+                "shrinkage": _known(1.0 - eta_sd[j] / np.sqrt(variance)), "eta_mean": _known(eta[j]), "eta_sd": _known(eta_sd[j]),
             }
         else:
             k = s.shared.index(row["parameter"])
@@ -94,11 +114,13 @@ def effect_rows(learning: Learning, version: str) -> list[dict]:
 def fit_row(learning: Learning, version: str, at: datetime) -> dict:
     """The row of `population_fits`."""
     best = learning.best
+    known = _known if best.sums["patients"] > best.sums["left_out"] else lambda _: None
     return {
         "model": learning.model.name, "prior_version": version, "status": best.status, "reason": best.reason, "learnt_at": at,
         "patients": int(best.sums["patients"]), "patients_left_out": int(best.sums["left_out"]), "patients_known": learning.known,
-        "readings": int(best.sums["readings"]), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": _known(-2 * best.log_likelihood),
-        "minus_two_log_likelihood_se": _known(2 * best.log_likelihood_se), "parameters": best.parameters, "aic": _known(best.aic), "bic": _known(best.bic),
+        "readings": int(np.nan_to_num(best.sums["readings"])), "iterations": len(best.trace) + 1, "minus_two_log_likelihood": known(-2 * best.log_likelihood),
+        "minus_two_log_likelihood_se": known(2 * best.log_likelihood_se), "parameters": best.parameters, "aic": known(best.aic), "bic": known(best.bic),
+        "unidentified": unidentified(learning),
         "phenotypes": best.estimate.components, "bic_by_phenotypes": [float(b) for b in learning.bics if np.isfinite(b)],
         "settings": settings_text(learning.config), "model_hash": learning.kernel.hash,
     }

@@ -51,6 +51,17 @@ def twins(night: Night) -> Table:
     return out
 
 
+def changes(night: Night) -> Table:
+    """What new readings said of the twins of the night before."""
+    out = _table("Twins against their newest readings", "answer", "episodes")
+    rows = night.storage.read(schemas.TWIN_CHECKS)
+    names = {"checked": F.lit(True), "changed": F.col("changed"), "noisier": F.col("noisier")}
+    found = rows.agg(*[F.count_if(c & (F.col("status") == "checked")).alias(n) for n, c in names.items()]).first()
+    for name in names if found.checked else ():
+        out.add_row(name, f"{found[name]:,}")
+    return out
+
+
 def _patients(rows: list) -> str:
     known = [r for r in rows if r is not None]
     return "suppressed" if any(r.suppressed for r in known) else f"{max((r.n_patients for r in known), default=0):,}"
@@ -89,7 +100,7 @@ def summarise(night: Night, console: Console | None = None) -> None:
     patients = night.storage.read(schemas.PATIENTS).count()
     episodes = night.storage.read(schemas.TIMELINES).count()
     console.print(f"\n[bold]{night.config.name}[/bold]: {patients:,} patients, {episodes:,} episodes of {night.config.episodes.days} days\n")
-    parts = [records(night), refused(night), twins(night), effects(night) if night.plan.simulator else None, truth(night)]
+    parts = [records(night), refused(night), twins(night), changes(night), effects(night) if night.plan.simulator else None, truth(night)]
     for part in parts:
         if part is not None and part.row_count:
             console.print(part, "")

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 
 from twinlib.config import GenerateConfig
 from twinlib.errors import ConfigError, DataError
-from twinlib.synthetic import dirt, exports, people, physiology, therapy
+from twinlib.synthetic import dirt, exports, life, life_cohort, people, physiology, therapy
 from twinlib.synthetic import faults as planting
 from twinlib.synthetic import simulate as simulation
 from twinlib.synthetic.people import Person, person
@@ -31,8 +32,9 @@ from twinlib.synthetic.simulate import simulate
 from twinlib.synthetic.therapy import Plan, plan, respond
 
 MANIFEST = "manifest.json"
-_MAKERS = (dirt, planting, exports, people, physiology, simulation, therapy)  # a change of their code makes the cohort anew
+_MAKERS = (dirt, planting, exports, life, life_cohort, people, physiology, simulation, therapy)  # a change of their code makes the cohort anew
 _BLOCK_READINGS = 2_000_000  # bounds the memory of one block of people
+_BLOCK_OF_LIFE = 64  # people at once; every minute of their days is held
 
 
 def _settings(config: GenerateConfig, seed: int) -> dict:
@@ -64,8 +66,11 @@ def _write(root: Path, file: exports.RawFile, encoding: str = "utf-8", lines: bo
 def _write_block(
     root: Path, config: GenerateConfig, seed: int, start: date, indices: range, clocks: dict
 ) -> tuple[list[Person], list]:
-    group, plans = cohort(seed, indices, start, config.days)
-    record = simulate(group, plans, config.days, seed)
+    if config.life:
+        group, plans, record = life_cohort.cohort(seed, indices, start, config.days)
+    else:
+        group, plans = cohort(seed, indices, start, config.days)
+        record = simulate(group, plans, config.days, seed)
     planted = []
     for k, (p, its_plan) in enumerate(zip(group, plans)):
         if p.zone not in clocks:
@@ -87,12 +92,11 @@ def _write_block(
     return group, planted
 
 
-def _write_truth(root: Path, everybody: list[Person], planted: list) -> None:
+def _write_truth(root: Path, names: Sequence[str], everybody: list[Person], planted: list) -> None:
     (root / "truth").mkdir()
-    names = [p.name for p in physiology.PARAMETERS]
     parameters = {
         "patient": [p.id for p in everybody for _ in names],
-        "parameter": names * len(everybody),
+        "parameter": [*names] * len(everybody),
         "value": np.concatenate([p.parameters for p in everybody]),
     }
     pq.write_table(pa.table(parameters), root / "truth" / "parameters.parquet")
@@ -123,13 +127,14 @@ def generate(config: GenerateConfig, seed: int) -> bool:
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     everybody, planted, clocks = [], [], {}
-    block = max(1, min(512, _BLOCK_READINGS // (config.days * 288)))
+    block = max(1, min(_BLOCK_OF_LIFE if config.life else 512, _BLOCK_READINGS // (config.days * 288)))
     for first in range(0, config.patients, block):
         some, faults = _write_block(partial, config, seed, start, range(first, min(first + block, config.patients)), clocks)
         everybody += some
         planted += faults
     (partial / "patients.csv").write_bytes(exports.patients_csv(everybody))
-    _write_truth(partial, everybody, planted)
+    names = life_cohort.PARAMETERS if config.life else [p.name for p in physiology.PARAMETERS]
+    _write_truth(partial, names, everybody, planted)
     content = {"settings": settings, "patients": len(everybody), "planted": len(planted)}
     (partial / MANIFEST).write_text(json.dumps(content, indent=1) + "\n")
     if root.exists():

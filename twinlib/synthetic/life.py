@@ -8,10 +8,13 @@ A what-if lives through the same days again: same sensitivity, exercise, unlogge
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.signal import lfilter
+
+from twinlib.synthetic.people import stream
 
 DAY, STEP = 1440, 5
 VI, CLEARANCE, TO_DEPOT_2, DIRECT = 0.126, 0.24, 0.0163, 0.206  # L/kg, 1/min, 1/min, share
@@ -31,6 +34,7 @@ POPULATION = {
     "sensor_smoothing_time": (14.0, 0.3),
 }
 ODDS = ("slowing_share", "quickening_share")
+_PURPOSES = range(20, 24)  # streams of random numbers: traits, meals, body, sensor; apart from those of `people`
 # chance, mean and SD of the time (h) and of the amount (g)
 _MEALS = ((0.95, 7.2, 0.8, 45, 10), (0.3, 9.7, 0.4, 12, 4), (0.95, 12.3, 0.8, 65, 12), (0.3, 15.2, 0.5, 12, 4), (0.95, 18.4, 0.8, 75, 14), (0.3, 21.3, 0.4, 12, 4))
 
@@ -52,7 +56,8 @@ REAL = Life(between_days=0.15, within_day=0.25, unlogged=0.15, misestimated=0.25
 
 @dataclass(frozen=True)
 class Days:
-    """Inputs per minute and person (n, minutes): eaten and logged carbohydrate as announced (g), bolus (U); basal (n,) U/min.
+    """Inputs per minute and person (n, minutes): eaten and logged carbohydrate as announced (g), bolus (U), rescues (bool: carbohydrate against a
+    low); basal (n,) U/min.
 
     readings and truth (n, slots) mg/dL every 5 minutes; weight (n,) kg; parameters by name (n,).
     """
@@ -60,6 +65,7 @@ class Days:
     eaten: np.ndarray
     logged: np.ndarray
     bolus: np.ndarray
+    rescues: np.ndarray
     basal: np.ndarray
     weight: np.ndarray
     parameters: dict[str, np.ndarray]
@@ -73,66 +79,77 @@ class Days:
         return _run(self.parameters, self.weight, self.world, food, self.basal, basal * self.basal, bolus(self.bolus))[0]
 
 
-def draw(n: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Parameters of n people by name, and their weight (kg)."""
-    rng = np.random.default_rng([seed, 1])
+def draw(rng: np.random.Generator) -> tuple[dict[str, float], float]:
+    """Parameters of one person by name, and the weight (kg)."""
     out = {}
     for name, (median, sd) in POPULATION.items():
-        z = sd * rng.standard_normal(n)
+        z = sd * rng.standard_normal()
         out[name] = 1 / (1 + (1 / median - 1) * np.exp(-z)) if name in ODDS else median * np.exp(z)
-    return out, np.clip(rng.normal(70, 15, n), 40, 120)
+    return out, round(float(np.clip(rng.normal(70, 15), 40, 120)), 1)
 
 
-def _ou(rng, n: int, minutes: int, sd, tau) -> np.ndarray:
-    decay = np.exp(-1 / tau)
-    x, out = sd * rng.standard_normal(n), np.empty((n, minutes))
-    for t in range(minutes):
-        out[:, t] = x
-        x = decay * x + sd * np.sqrt(1 - decay**2) * rng.standard_normal(n)
+def _meals(rng, days: int, life: Life) -> tuple[np.ndarray, ...]:
+    """Per minute: grams that are eaten, logged, and meant by a bolus."""
+    chance, hour, spread, grams, sd = (np.array(x) for x in zip(*_MEALS))
+    shape = (days, len(_MEALS))
+    at = (DAY * np.arange(days)[:, None] + np.clip(60 * rng.normal(hour, spread, shape), 0, DAY - 1)).astype(int)
+    amount = np.where(rng.random(shape) < chance, np.maximum(np.round(rng.normal(grams, sd, shape)), 3), 0)
+    count = np.round(amount * np.exp(life.misestimated * rng.standard_normal(shape) - life.misestimated**2 / 2))
+    silent, dosed = rng.random(shape) < life.unlogged, rng.random(shape) < 0.5
+    out = tuple(np.zeros(days * DAY) for _ in range(3))
+    for minutes, g in zip(out, (amount, np.where(silent, 0, count), np.where(silent & ~dosed, 0, count))):
+        np.add.at(minutes, at, g)
     return out
 
 
-def live(n: int, days: int, life: Life, seed: int) -> Days:
-    """`days` days of n people under their usual care."""
-    p, weight = draw(n, seed)
-    rng, minutes = np.random.default_rng([seed, 2]), days * DAY
+def _sensitivity(rng, days: int, life: Life) -> tuple[np.ndarray, np.ndarray]:
+    """Per minute: the factor of insulin sensitivity, and the uptake of glucose by exercise (mg/dL/min)."""
+    hours, phase = np.arange(days * DAY) / 60, rng.uniform(0, 2 * np.pi)
+    factor = np.exp(life.within_day * np.sin(2 * np.pi * hours / 24 + phase))
+    factor *= np.repeat(np.exp(life.between_days * rng.standard_normal(days)), DAY)
+    uptake, sporty, hour = np.zeros(days * DAY), rng.random(days) < life.exercise, np.clip(rng.normal(17, 2, days), 6, 21)
+    for day in np.flatnonzero(sporty):
+        at = day * DAY + int(60 * hour[day])
+        uptake[at : at + 60] += 1.0
+        after = np.arange(days * DAY - at)
+        factor[at:] *= 1 + np.exp(-after / 360) * (after < DAY)
+    return factor, uptake
+
+
+def _ou(rng, minutes: int, sd: float, tau: float) -> np.ndarray:
+    """An Ornstein-Uhlenbeck process, every minute."""
+    decay = np.exp(-1 / tau)
+    z = rng.standard_normal(minutes) * sd * np.r_[1.0, np.full(minutes - 1, np.sqrt(1 - decay**2))]
+    return lfilter([1.0], [1.0, -decay], z)
+
+
+def _sensor(rng, minutes: int, sd: float, tau: float, smoothing: float) -> np.ndarray:
+    """The sensor's slow error, every minute."""
+    drift, keep = _ou(rng, minutes, sd * np.sqrt((tau + smoothing) / tau), tau), np.exp(-1 / smoothing)
+    return lfilter([0.0, 1 - keep], [1.0, -keep], drift, zi=[sd * rng.standard_normal()])[0]
+
+
+def live(people: Sequence[int], days: int, life: Life, seed: int) -> Days:
+    """`days` days of some people under their usual care. Person i depends on `seed`, `days` and i alone."""
+    n, minutes = len(people), days * DAY
+    trait, meal, body, sensor = ([stream(seed, i, purpose) for i in people] for purpose in _PURPOSES)
+    drawn = [draw(r) for r in trait]
+    p, weight = {name: np.array([d[0][name] for d in drawn]) for name in POPULATION}, np.array([d[1] for d in drawn])
+    z_ratio, z_factor, z_basal, z_first = np.array([r.standard_normal(4) for r in trait]).T
     per_unit = 1000 / weight / (VI * CLEARANCE)
     tissue = (p["plasma_to_tissue"] * p["basal_glucose"] - p["basal_uptake"]) / p["tissue_to_plasma"]
     effect = (p["insulin_sensitivity"] * np.maximum(tissue, 5) + p["production_sensitivity"]) * per_unit  # mg/dL per U, all in all
-    ratio = effect / (p["meal_gain"] * 1000 / weight) * np.exp(0.15 * rng.standard_normal(n))  # g/U
-    factor = 0.5 * effect * np.exp(0.15 * rng.standard_normal(n))  # mg/dL per U
-    basal = 0.225 * np.exp(0.25 * rng.standard_normal(n)) * weight / 1000  # U/min
-    eaten, logged, cover = (np.zeros((n, minutes)) for _ in range(3))
-    who = np.arange(n)
-    for day in range(days):
-        for chance, hour, spread, grams, sd in _MEALS:
-            at = (day * DAY + np.clip(60 * rng.normal(hour, spread, n), 0, DAY - 1)).astype(int)
-            amount = np.where(rng.random(n) < chance, np.maximum(np.round(rng.normal(grams, sd, n)), 3), 0)
-            count = np.round(amount * np.exp(life.misestimated * rng.standard_normal(n) - life.misestimated**2 / 2))
-            silent, dosed = rng.random(n) < life.unlogged, rng.random(n) < 0.5
-            eaten[who, at] += amount
-            logged[who, at] += np.where(silent, 0, count)
-            cover[who, at] += np.where(silent & ~dosed, 0, count)
-    phase, hours = rng.uniform(0, 2 * np.pi, n), np.arange(minutes) / 60
-    sensitivity = np.exp(life.within_day * np.sin(2 * np.pi * hours[None] / 24 + phase[:, None]))
-    sensitivity *= np.repeat(np.exp(life.between_days * rng.standard_normal((n, days))), DAY, axis=1)
-    uptake = np.zeros((n, minutes))
-    for day in range(days):
-        sporty, at = rng.random(n) < life.exercise, (day * DAY + 60 * np.clip(rng.normal(17, 2, n), 6, 21)).astype(int)
-        for i in np.flatnonzero(sporty):
-            uptake[i, at[i] : at[i] + 60] += 1.0  # mg/dL/min
-            after = np.arange(minutes - at[i])
-            sensitivity[i, at[i] :] *= 1 + np.exp(-after / 360) * (after < DAY)
-    flux = _ou(rng, n, minutes, life.flux_times * p["flux_sd"], p["flux_correlation_time"]) - uptake
-    tau, tau2 = p["sensor_correlation_time"], p["sensor_smoothing_time"]
-    drift = _ou(rng, n, minutes, p["sensor_sd"] * np.sqrt((tau + tau2) / tau), tau)
-    error, x = np.empty((n, minutes)), p["sensor_sd"] * rng.standard_normal(n)
-    for t in range(minutes):
-        error[:, t] = x
-        x = x + (drift[:, t] - x) * (1 - np.exp(-1 / tau2))
-    white = 2.0 * rng.standard_normal((n, minutes // STEP))
-    world = {"flux": flux, "sensitivity": sensitivity, "first": p["basal_glucose"] + 10 * rng.standard_normal(n)}
-    bolus = np.zeros((n, minutes))
+    ratio = effect / (p["meal_gain"] * 1000 / weight) * np.exp(0.15 * z_ratio)  # g/U
+    factor = 0.5 * effect * np.exp(0.15 * z_factor)  # mg/dL per U
+    basal = 0.225 * np.exp(0.25 * z_basal) * weight / 1000  # U/min
+    eaten, logged, cover = (np.array(x) for x in zip(*[_meals(r, days, life) for r in meal]))
+    sensitivity, uptake = (np.array(x) for x in zip(*[_sensitivity(r, days, life) for r in body]))
+    flux = np.array([_ou(r, minutes, life.flux_times * sd, tau) for r, sd, tau in zip(body, p["flux_sd"], p["flux_correlation_time"])]) - uptake
+    slow = (p["sensor_sd"], p["sensor_correlation_time"], p["sensor_smoothing_time"])
+    error = np.array([_sensor(r, minutes, *which) for r, *which in zip(sensor, *slow)])
+    white = 2.0 * np.array([r.standard_normal(minutes // STEP) for r in sensor])
+    world = {"flux": flux, "sensitivity": sensitivity, "first": p["basal_glucose"] + 10 * z_first}
+    bolus, rescues = np.zeros((n, minutes)), np.zeros((n, minutes), bool)
 
     def decide(t, glucose):
         seen = np.clip(glucose + error[:, t] + white[:, t // STEP], 40, 400)
@@ -140,12 +157,13 @@ def live(n: int, days: int, life: Life, seed: int) -> Days:
         dose = np.where(dose > 0, dose + np.where(seen > HIGH, (seen - TARGET) / factor, 0), 0)
         bolus[:, t] = np.round(np.minimum(dose, 40), 2)
         rescue = (seen < LOW) & (eaten[:, max(t - 30, 0) : t + STEP].sum(1) == 0)
-        eaten[rescue, t] += RESCUE
-        logged[rescue, t] += RESCUE
+        for food in (eaten, logged):
+            food[rescue, t] += RESCUE
+        rescues[:, t] = rescue
 
     truth = _run(p, weight, world, eaten, basal, basal, bolus, decide)[0]
     readings = np.clip(truth + error[:, ::STEP] + white, 40, 400)
-    return Days(eaten, logged, bolus, basal, weight, p, readings, truth, world)
+    return Days(eaten, logged, bolus, rescues, basal, weight, p, readings, truth, world)
 
 
 def _run(p, weight, world, eaten, basal, rate, bolus, decide=None) -> tuple[np.ndarray, np.ndarray]:

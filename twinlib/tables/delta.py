@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import json
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
+from urllib.parse import unquote
 
+from delta.exceptions import DeltaConcurrentModificationException
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, IntegerType, MapType, StructField, StructType
 
+from twinlib.errors import StorageError
 from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
+from twinlib.tables.faults import point
 from twinlib.tables.ordered import AHEAD
-from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, without
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_parquet, check_types, without
 
 _BUCKETS = "twinlib.buckets"
 _CONSTRAINT = "delta.constraints."
 _GONE = "_gone"  # helper column of a merge: the stored row has no successor
+_PROPERTIES = {
+    "delta.enableChangeDataFeed": "true",
+    "delta.dataSkippingNumIndexedCols": "0",  # else the log holds smallest and largest values, which outlive their rows
+}
+_TRANSACTION = "spark.databricks.delta.write.txn{}"
+_RETENTION = "spark.databricks.delta.retentionDurationCheck.enabled"
+_ATTEMPTS = 3
 
 
 class DeltaStorage(Storage):
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
         super().__init__(spark, root, buckets, keep_versions)
         require_delta(spark)
+        self._writer, self._commits = f"twinlib-{secrets.token_hex(8)}", count(1)
 
     def exists(self, table: Table) -> bool:
         return DeltaTable.isDeltaTable(self.spark, self._path(table))
@@ -37,6 +52,44 @@ class DeltaStorage(Storage):
 
     def read(self, table: Table) -> DataFrame:
         return self._snapshot(table).select(*[c.name for c in table.columns]) if self.exists(table) else self.empty(table)
+
+    def read_version(self, table: Table, version: str) -> DataFrame:
+        number, _, instant = version.partition("-")
+        history = DeltaTable.forPath(self.spark, self._path(table)).history() if self.exists(table) else None
+        commit = history.where(F.col("version") == int(number)).first() if history is not None and number.isdigit() else None
+        if commit is None or f"{commit.timestamp.timestamp():.3f}" != instant:
+            raise StorageError(f"table {table.name}: version {version} is not kept any more")
+        return self._snapshot(table, int(number)).select(*[c.name for c in table.columns])
+
+    def check(self, table: Table) -> None:
+        if self.folder is None or not self.exists(table):
+            return  # an object store checks what it stores
+        files = self.spark.read.format("delta").load(self._path(table)).inputFiles()
+        check_parquet((unquote(f.removeprefix("file://").removeprefix("file:")) for f in files), table)
+
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        if not self.exists(table):
+            return {"files": 0, "removed": 0}
+        with self.writer():
+            self._target(table).optimize().executeCompaction()
+            removed = self._vacuum(table, retain_hours)
+            return {"files": len(self.spark.read.format("delta").load(self._path(table)).inputFiles()), "removed": removed}
+
+    def drop_history(self, table: Table) -> None:
+        self._vacuum(table, 0)
+
+    def _vacuum(self, table: Table, retain_hours: float) -> int:
+        """Remove the files that no version within the last `retain_hours` needs, change feed included. Returns how many."""
+        conf = self.spark.conf
+        before = conf.get(_RETENTION, "true")
+        conf.set(_RETENTION, "false")  # the caller says how long: forgetting a patient cannot wait for a week
+        try:
+            found = self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS DRY RUN")
+            files = found.where(F.col("path").endswith(".parquet")).count()  # folders are named too
+            self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS")
+            return files
+        finally:
+            conf.set(_RETENTION, before)
 
     def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
         with self.writer(), self._staged(table, table.conform(df.drop(AHEAD))) as (staged, rows):
@@ -69,7 +122,7 @@ class DeltaStorage(Storage):
         with self.writer(), self._staged(table, table.conform(df)) as (staged, _):
             self._ensure(table)
             same = " AND ".join(f"t.`{k}` <=> s.`{k}`" for k in table.key)
-            self._target(table).merge(staged.alias("s"), same).whenNotMatchedInsertAll().execute()
+            self._once(table, self._target(table).merge(staged.alias("s"), same).whenNotMatchedInsertAll().execute)
 
     def _merge(self, table: Table, staged: DataFrame, scope: DataFrame, touched: list[int]) -> None:
         """One commit that inserts, updates and deletes rows of the patients in `scope`, in the touched buckets only.
@@ -89,13 +142,38 @@ class DeltaStorage(Storage):
         changed = " OR ".join(f"NOT (t.`{name}` <=> s.`{name}`)" for name in others) or "false"
         merge = self._target(table).merge(source.alias("s"), same).whenMatchedDelete(f"s.{_GONE}")
         merge = merge.whenMatchedUpdate(changed, values)  # rows that stay the same are no news in the change feed
-        merge.whenNotMatchedInsert(f"NOT s.{_GONE}", values).execute()
+        self._once(table, merge.whenNotMatchedInsert(f"NOT s.{_GONE}", values).execute)
 
     def _overwrite(self, table: Table, staged: DataFrame) -> None:
         self._ensure(table)
-        staged.write.format("delta").mode("overwrite").option("userMetadata", table.name).save(self._path(table))
-        if table.by_patient and self._properties(table).get(_BUCKETS) != str(self.buckets):
+        moving = table.by_patient and self._properties(table).get(_BUCKETS) != str(self.buckets)
+        if moving:  # a crash between the two leaves a number that fits no configuration, so every row moves again
+            self._sql(table, f"SET TBLPROPERTIES ('{_BUCKETS}' = 'moving')")
+        writer = staged.write.format("delta").mode("overwrite").option("userMetadata", table.name)
+        self._once(table, lambda: writer.save(self._path(table)))
+        if moving:
             self._sql(table, f"SET TBLPROPERTIES ('{_BUCKETS}' = '{self.buckets}')")
+
+    def _once(self, table: Table, commit: Callable[[], object]) -> None:
+        """Make a commit that Delta takes once, though it may be tried several times: against other writers (maintenance, another
+        run on an object store), or where the answer to a commit that landed was lost."""
+        conf, number = self.spark.conf, next(self._commits)
+        point()
+        conf.set(_TRANSACTION.format("AppId"), f"{self._writer}-{table.name}")
+        conf.set(_TRANSACTION.format("Version"), str(number))
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    commit()
+                    break
+                except DeltaConcurrentModificationException:
+                    if attempt == _ATTEMPTS:
+                        raise StorageError(f"table {table.name}: another writer came first {_ATTEMPTS} times; run again") from None
+                    time.sleep(attempt)
+        finally:
+            conf.unset(_TRANSACTION.format("AppId"))
+            conf.unset(_TRANSACTION.format("Version"))
+        point()
 
     @contextmanager
     def _staged(self, table: Table, df: DataFrame) -> Iterator[tuple[DataFrame, int]]:
@@ -117,7 +195,9 @@ class DeltaStorage(Storage):
         wanted = {name: rule for name, rule in table.rules.items() if name.endswith("_allowed")}
         if not self.exists(table):
             create = DeltaTable.createIfNotExists(self.spark).location(self._path(table)).comment(table.meaning)
-            create = create.addColumns(schema).property("delta.enableChangeDataFeed", "true")
+            create = create.addColumns(schema)
+            for name, value in _PROPERTIES.items():
+                create = create.property(name, value)
             for name, rule in wanted.items():
                 create = create.property(_CONSTRAINT + name, rule)
             if table.by_patient:
@@ -130,7 +210,11 @@ class DeltaStorage(Storage):
             if field.name not in stored.names:
                 comment = json.dumps(field.metadata["comment"], ensure_ascii=False)
                 self._sql(table, f"ADD COLUMNS (`{field.name}` {field.dataType.simpleString()} COMMENT {comment})")
-        have = {k.removeprefix(_CONSTRAINT): v for k, v in self._properties(table).items() if k.startswith(_CONSTRAINT)}
+        properties = self._properties(table)
+        for name, value in _PROPERTIES.items():
+            if properties.get(name) != value:
+                self._sql(table, f"SET TBLPROPERTIES ('{name}' = '{value}')")
+        have = {k.removeprefix(_CONSTRAINT): v for k, v in properties.items() if k.startswith(_CONSTRAINT)}
         for name in have.keys() | wanted.keys():
             if _tokens(have.get(name, "")) != _tokens(wanted.get(name, "")):
                 if name in have:
@@ -138,9 +222,9 @@ class DeltaStorage(Storage):
                 if name in wanted:
                     self._sql(table, f"ADD CONSTRAINT {name} CHECK ({wanted[name]})")
 
-    def _snapshot(self, table: Table) -> DataFrame:
-        """The current version with `bucket`, pinned: a Delta frame would otherwise follow later commits."""
-        reader = self.spark.read.format("delta").option("versionAsOf", self._commit(table).version)
+    def _snapshot(self, table: Table, version: int | None = None) -> DataFrame:
+        """A version (the current one) with `bucket`, pinned: a Delta frame would otherwise follow later commits."""
+        reader = self.spark.read.format("delta").option("versionAsOf", self._commit(table).version if version is None else version)
         frame = reader.load(self._path(table))
         check_types(table, frame.schema, self._path(table))
         absent = {c.name: F.lit(None).cast(c.type) for c in table.columns if c.name not in frame.columns}

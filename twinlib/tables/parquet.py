@@ -25,7 +25,8 @@ from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import Table
-from twinlib.tables.storage import BUCKET, Storage, check_flat, check_types, make_folder, without
+from twinlib.tables.faults import point
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_parquet, check_types, make_folder, without
 
 POINTER = "CURRENT"
 _BUCKETS = "_buckets"
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 class ParquetStorage(Storage):
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
         super().__init__(spark, root, buckets, keep_versions)
+        self._outdated: set[Path] = set()  # tables with a version too many
         if self.folder is None:
             raise StorageError(f"storage.format parquet needs a local folder, not {root}: use storage: {{format: delta}} there")
         if re.search(r"[*?{}\[\]\\]", str(self.folder)):
@@ -47,8 +49,10 @@ class ParquetStorage(Storage):
 
     def version(self, table: Table) -> str:
         folder = current(self.folder / table.name)
-        if folder is None:
-            return "none"
+        return "none" if folder is None else self._name(folder)
+
+    @staticmethod
+    def _name(folder: Path) -> str:
         # Spark names every file anew, so the names tell two tables apart even where the number is the same.
         names = "\n".join(sorted(str(p.relative_to(folder)) for p in _parts(folder)))
         return f"{folder.name}-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
@@ -56,6 +60,35 @@ class ParquetStorage(Storage):
     def read(self, table: Table) -> DataFrame:
         folder = current(self.folder / table.name)
         return self.empty(table) if folder is None else self._frame(table, [folder])
+
+    def read_version(self, table: Table, version: str) -> DataFrame:
+        folder = self.folder / table.name / version.partition("-")[0]
+        if not folder.is_dir() or self._name(folder) != version:
+            kept = ", ".join(self._name(p) for p in _versions(self.folder / table.name)) or "none"
+            raise StorageError(f"table {table.name}: version {version} is not kept any more (kept: {kept}; storage.keep_versions says how many)")
+        return self._frame(table, [folder])
+
+    def check(self, table: Table) -> None:
+        folder = current(self.folder / table.name)
+        if folder is not None:
+            check_parquet(_parts(folder), table)
+
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        home = self.folder / table.name
+        with self.writer():
+            folder = current(home)
+            if folder is None:
+                return {"files": 0, "removed": 0}
+            before = sum(1 for _ in home.rglob("part-*.parquet"))
+            if len(_parts(folder)) > max(1, len(_folders(folder))):
+                self._write(table, self.read(table).coalesce(1))
+                folder = current(home)
+            self._remove(home, keep=self.keep_versions)
+            after = sum(1 for _ in home.rglob("part-*.parquet"))
+            return {"files": len(_parts(folder)), "removed": max(0, before - after)}
+
+    def drop_history(self, table: Table) -> None:
+        self._remove(self.folder / table.name, keep=0)
 
     def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
         with self.writer():
@@ -104,6 +137,7 @@ class ParquetStorage(Storage):
         fresh = home / f"v{number + 1:06d}"
         make_folder(fresh)
         frame, kept = self.prepare(table, df)
+        point()
         self._save(frame, fresh, [BUCKET] if table.by_patient else [])
         rows = kept()
         if check:
@@ -113,16 +147,28 @@ class ParquetStorage(Storage):
         if not any(_parts(fresh)):  # an empty table is a file without rows, so that every reader finds the columns
             self._save(self.empty(table).coalesce(1), fresh / f"{BUCKET}=0" if table.by_patient else fresh, [])
         if table.by_patient:
-            (fresh / _BUCKETS).write_text(str(self.buckets))
+            _write_text(fresh / _BUCKETS, str(self.buckets))
         for path in (*fresh.rglob("*"), fresh):
             _sync(path)
+        point()
         self._flip(home, fresh.name)
-        for outdated in (p for p in _versions(home) if int(p.name[1:]) < number + 1 - self.keep_versions):
+        point()
+        self._outdated.add(home)
+        return rows
+
+    def settle(self) -> None:
+        while self._outdated:
+            self._remove(self._outdated.pop(), self.keep_versions)
+
+    @staticmethod
+    def _remove(home: Path, keep: int) -> None:
+        """All versions but the current one and the `keep` before it; what a crash left after it goes too."""
+        newest = int(current(home).name[1:])
+        for outdated in (p for p in _versions(home) if not newest - keep <= int(p.name[1:]) <= newest):
             try:
                 shutil.rmtree(outdated)
             except OSError as e:
                 log.warning("old version %s could not be removed: %s", outdated, e.strerror)
-        return rows
 
     @staticmethod
     def _save(frame: DataFrame, folder: Path, by: list[str]) -> None:
@@ -132,7 +178,7 @@ class ParquetStorage(Storage):
     @staticmethod
     def _flip(home: Path, name: str) -> None:
         temporary = home / f".{POINTER}.new"
-        temporary.write_text(name + "\n")
+        _write_text(temporary, name + "\n")
         _sync(temporary)
         os.replace(temporary, home / POINTER)
         _sync(home)
@@ -186,6 +232,12 @@ def _link(source: Path, target: Path) -> None:
             os.link(file, target / file.name)
         except OSError:
             shutil.copy2(file, target / file.name)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """A small file that only the owner may read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(text)
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
 from twinlib.errors import StorageError
 from twinlib.tables.parquet import POINTER, current
@@ -30,7 +31,8 @@ def connect(folder: str | Path) -> duckdb.DuckDBPyConnection:
     for name, version in versions.items():
         if version is not None:
             files = f"{str(version).replace(chr(39), chr(39) * 2)}/**/part-*.parquet"
-            columns = ", ".join(f'"{c.name}"' for c in TABLES[name].columns)
+            stored = set(pq.read_schema(next(version.rglob("part-*.parquet"))).names)  # an older version of twinlib knew fewer columns
+            columns = ", ".join(f'"{c.name}"' if c.name in stored else f'NULL AS "{c.name}"' for c in TABLES[name].columns)
             source = f"read_parquet('{files}', union_by_name = true, hive_partitioning = false)"
             connection.execute(f'CREATE VIEW "{name}" AS SELECT {columns} FROM {source}')
     return connection

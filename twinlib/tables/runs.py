@@ -15,16 +15,18 @@ from pyspark.sql import functions as F
 
 from twinlib import __version__
 from twinlib.config import RunConfig
-from twinlib.errors import DataError, TwinlibError
+from twinlib.errors import DataError, StorageError, TwinlibError
 from twinlib.tables.schemas import RUNS
 from twinlib.tables.storage import Storage
 
 
 @dataclass
 class Stage:
-    """What a running stage tells of itself: counts by name, and whether it found nothing to do."""
+    """What a running stage tells of itself: counts and metrics by name, its tables, and whether it found nothing to do."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)  # name -> version of the tables that the stage wrote, or found up to date
     status: str = "done"
 
     def unchanged(self) -> None:
@@ -39,6 +41,7 @@ class Runs:
     def __init__(self, storage: Storage, config: RunConfig):
         self.storage, self.config = storage, config
         self.run_id = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self._sequence: int | None = None
 
     @contextmanager
     def stage(self, name: str, input_hash: str, parts: tuple[str, ...] = ()) -> Iterator[Stage]:
@@ -59,6 +62,22 @@ class Runs:
             raise
         self._record(name, stage, started, time.monotonic() - clock, input_hash, parts, message)
 
+    def tables_of(self, run_id: str) -> dict[str, str]:
+        """Name -> version of every table as that run left it (`Storage.read_version` opens them).
+
+        A stage that the run did not reach left what an earlier run had made. Raises StorageError where there is no such run.
+        """
+        rows = self.storage.read(RUNS)
+        own = rows.where(F.col("run_id") == run_id)
+        last = own.agg(F.max("sequence")).first()[0]
+        if last is None:
+            raise StorageError(f"table {RUNS.name}: there is no run {run_id}, or it is older than the record of table versions")
+        earlier = rows.where((F.col("sequence") <= last) & F.col("table_versions").isNotNull()).orderBy("sequence")
+        found: dict[str, str] = {}
+        for row in earlier.select("table_versions").collect():
+            found |= row.table_versions
+        return found
+
     def last_input_hash(self, name: str, parts: tuple[str, ...] = ()) -> str | None:
         """Input hash of the stage's last run, where that ended well under the present configuration; else None.
 
@@ -68,7 +87,7 @@ class Runs:
         last = (
             self.storage.read(RUNS)
             .where(F.col("stage") == name)
-            .orderBy(F.desc("started_at"), F.desc("run_id"))
+            .orderBy(F.desc_nulls_last("sequence"), F.desc("started_at"), F.desc("run_id"))  # a clock may be set back
             .select("status", "config_hash", "input_hash")
             .first()
         )
@@ -76,8 +95,15 @@ class Runs:
         return last.input_hash if good else None
 
     def _record(self, name, stage, started, seconds, input_hash, parts, message) -> None:
+        if self._sequence is None:
+            self._sequence = self.storage.read(RUNS).agg(F.max("sequence")).first()[0] or 0
+        self._sequence += 1
         counts = {k: int(v) for k, v in stage.counts.items()}
-        row = (self.run_id, name, stage.status, started, seconds, self.config.hash(*parts), input_hash, counts, message)
+        metrics = {k: float(v) for k, v in stage.metrics.items()}
+        row = (
+            self.run_id, name, stage.status, started, seconds, self.config.hash(*parts), input_hash, counts, message,
+            self._sequence, metrics, stage.tables,
+        )
         self.storage.append(RUNS, self.storage.spark.createDataFrame([row], RUNS.schema))
 
 

@@ -282,6 +282,7 @@ POPULATION_FITS = Table(
         Column("parameters", _int, "free parameters", nullable=False),
         Column("aic", _real, "Akaike's criterion"),
         Column("bic", _real, "Bayes' criterion, patients as the sample size"),
+        Column("unidentified", _texts, "free parameters of which the data say nothing: their values mean nothing"),
         Column("phenotypes", _int, "components of the mixture", nullable=False),
         Column("bic_by_phenotypes", _reals, "BIC of 1, 2, ... components, as far as tried", nullable=False),
         Column("settings", _text, "the `learn` part of the configuration as JSON", nullable=False),
@@ -341,6 +342,25 @@ POPULATION_MEMBERS = Table(
     ),
 )
 
+MODEL_COMPARISONS = Table(
+    "model_comparisons",
+    "One row per patient and candidate (a model under a prior): which suits the patient, by evidence on the same readings.",
+    ("patient_id", "model", "prior_version", "candidate", "candidate_version"),
+    (
+        _patient(),
+        *_version(),
+        Column("candidate", _text, "model that is compared, the learnt one among them", nullable=False),
+        Column("candidate_version", _text, "version of the candidate's prior", nullable=False),
+        Column("status", _text, "whether all candidates have evidence", nullable=False, values=("compared", "incomplete")),
+        Column("reason", _text, "why this candidate has none"),
+        Column("readings", _long, "readings", nullable=False),
+        Column("log_evidence", _real, "log marginal likelihood of all episodes"),
+        Column("log_evidence_se", _real, "its standard error"),
+        Column("log_bayes_factor", _real, "log evidence less that of the learnt model"),
+        Column("probability", _real, "probability of the candidate, all equally probable before the readings", "1"),
+    ),
+)
+
 TWINS = Table(
     "twins",
     "One row per patient and episode: the fitted twin, or the status that says why there is none.",
@@ -353,6 +373,7 @@ TWINS = Table(
                values=("converged", "not_converged", "insufficient_data", "failed")),
         Column("reason", _text, "why not, where not converged"),
         Column("n_observations", _int, "readings used"),
+        Column("last_reading", _time, "instant of the last reading used (UTC)"),
         Column("parameters", _texts, "names of the fitted parameters, the order of mode and covariance"),
         Column("mode", _reals, "posterior mode on the transformed scale"),
         Column("covariance", _reals, "Laplace covariance on the transformed scale, row by row"),
@@ -391,6 +412,31 @@ TWIN_PARAMETERS = Table(
         Column("q95", _real, "95 % quantile", "by parameter", nullable=False),
         Column("shrinkage", _real, "posterior variance over prior variance on the transformed scale: 0 = the data decide, 1 = the prior does", "1", nullable=False),
         Column("identified", _flag, "shrinkage below one half", nullable=False),
+    ),
+)
+
+TWIN_CHECKS = Table(
+    "twin_checks",
+    "One row per twin: how probable its newest readings were under the twin of the night before.",
+    ("patient_id", "model", "episode"),
+    (
+        _patient(),
+        Column("model", _text, "twin model", nullable=False),
+        Column("episode", _text, "episode with the new readings", nullable=False),
+        Column("status", _text, "whether there is an answer", nullable=False, values=("checked", "not_comparable", "failed")),
+        Column("reason", _text, "why not"),
+        Column("against_episode", _text, "episode of the twin that had to foretell them", nullable=False),
+        Column("against_timeline_hash", _text, "content hash of the timeline that it knew", nullable=False),
+        Column("new_readings", _int, "readings after the last one that it knew", nullable=False),
+        Column("p_parameters", _real, "probability of readings that ask for as large a change of the parameters, were the patient the same", "1"),
+        Column("p_noise", _real, "probability of readings that scatter as much about any parameters; null where there are too few", "1"),
+        Column("changed", _flag, "p_parameters below the configured rate of false alarms: the patient's physiology has changed"),
+        Column("noisier", _flag, "p_noise below it: sensor, records or model no longer fit; a large change of the patient raises it too"),
+        Column("parameter", _text, "the parameter that the new readings move most"),
+        Column("z", _real, "its change in standard deviations of what the same patient's readings would do", "1"),
+        Column("before", _real, "the parameter in last night's twin", "by parameter"),
+        Column("after", _real, "the same with the new readings", "by parameter"),
+        Column("timeline_hash", _text, "content hash of the timeline with the new readings", nullable=False),
     ),
 )
 
@@ -533,6 +579,49 @@ RUNS = Table(
         Column("input_hash", _text, "fingerprint of the inputs of the stage: files with size and time, or table versions", nullable=False),
         Column("counts", MapType(_text, _long), "counts of the stage: rows, patients, statuses", nullable=False),
         Column("message", _text, "error message of a failed stage"),
+        Column("sequence", _long, "number of the row, rising by one whatever the clock says"),
+        Column("metrics", MapType(_text, _real),
+               "what it took: tasks, task_seconds, jvm_cpu_seconds, gc_seconds, skew (longest task over the median one), rows_read, "
+               "rows_written, rows_per_second, shuffle_mb, spill_mb, peak_jvm_mb, peak_python_mb; engine_seconds and compile_seconds of a fit"),
+        Column("table_versions", MapType(_text, _text), "version of every table that the stage wrote, or found up to date"),
+    ),
+)
+
+ALERTS = Table(
+    "alerts",
+    "One row per threshold of the configuration (`alerts`) that a run exceeded.",
+    ("run_id", "alert", "subject"),
+    (
+        Column("run_id", _text, "run", nullable=False),
+        Column("alert", _text, "what was exceeded", nullable=False, values=("quarantined_share", "failed_fit_share", "prior_drift")),
+        Column("subject", _text, "source, model or parameter that it was seen in", nullable=False),
+        Column("value", _real, "what was found", "by alert", nullable=False),
+        Column("threshold", _real, "what is allowed", "by alert", nullable=False),
+        Column("raised_at", _time, "instant (UTC)", nullable=False),
+    ),
+)
+
+FORGOTTEN = Table(
+    "forgotten",
+    "One row per patient who has withdrawn: keeps the patient out of later ingests.",
+    ("tombstone",),
+    (
+        Column("tombstone", _text, "keyed hash of the pseudonym (HMAC-SHA256), which leads back to no other table", nullable=False),
+        Column("forgotten_at", _time, "instant (UTC)", nullable=False),
+    ),
+)
+
+PROMOTIONS = Table(
+    "promotions",
+    "One row per promotion of a prior version: the newest of a model is the one that nights use (`prior_version: promoted`).",
+    ("model", "sequence"),
+    (
+        Column("model", _text, "twin model", nullable=False),
+        Column("sequence", _long, "number of the promotion, from 1", nullable=False),
+        Column("prior_version", _text, "version promoted", nullable=False),
+        Column("replaces", _text, "version that it follows", nullable=False),
+        Column("comment", _text, "why", nullable=False),
+        Column("promoted_at", _time, "instant (UTC)", nullable=False),
     ),
 )
 
@@ -540,7 +629,7 @@ TABLES = {
     t.name: t
     for t in (
         PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
-        POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS,
-        TWINS, TWIN_PARAMETERS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS,
+        POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS, MODEL_COMPARISONS,
+        TWINS, TWIN_PARAMETERS, TWIN_CHECKS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS, ALERTS, FORGOTTEN, PROMOTIONS,
     )
 }

@@ -7,9 +7,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
+from pyarrow import ArrowException
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
@@ -34,6 +37,7 @@ class Storage(ABC):
     def __init__(self, spark: SparkSession, root: str, buckets: int, keep_versions: int = 2):
         self.spark, self.root, self.buckets, self.keep_versions = spark, root, buckets, keep_versions
         self.folder = local_folder(root)
+        self._depth = 0
         self._lock = FileLock(str(self.folder / LOCK), mode=0o600) if self.folder else None
 
     @contextmanager
@@ -54,10 +58,19 @@ class Storage(ABC):
             raise StorageError(f"another run is writing these tables: it holds the lock {self.folder / LOCK}") from None
         except OSError as e:
             raise StorageError(f"the lock {self.folder / LOCK} cannot be taken: {e.strerror}") from None
+        self._depth += 1
         try:
             yield
         finally:
-            self._lock.release()
+            self._depth -= 1
+            try:
+                if self._depth == 0:
+                    self.settle()
+            finally:
+                self._lock.release()
+
+    def settle(self) -> None:  # noqa: B027  (an adapter need not)
+        """Called when a job lets go of the lock: what it has outdated may go now, since no frame of its own reads it any more."""
 
     @abstractmethod
     def exists(self, table: Table) -> bool:
@@ -103,6 +116,44 @@ class Storage(ABC):
             return table.conform(df)
         table.conform(df.drop(AHEAD))
         return df
+    @abstractmethod
+    def read_version(self, table: Table, version: str) -> DataFrame:
+        """The table as it was in the version of that name (see `version`). Raises StorageError where it is not kept any more."""
+
+    @abstractmethod
+    def check(self, table: Table) -> None:
+        """Raises StorageError that names the file and the remedy where a file of the current version is damaged or gone."""
+
+    @abstractmethod
+    def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
+        """Few large files in place of many small ones, and nothing of what no kept version needs. Returns counts of files.
+
+        retain_hours: how long a version that is no longer current stays readable (Delta; Parquet keeps `keep_versions` of them).
+        """
+
+    def forget(self, table: Table, patients: DataFrame) -> int:
+        """Remove every row of these patients (one column, patient_id) from a table and from its history: only the new version is left.
+
+        A table that is not stored by patient loses the rows that name one of them in any text. Returns the rows removed.
+        """
+        if not self.exists(table):
+            return 0
+        with self.writer():
+            stored = self.read(table)
+            before = stored.count()
+            if table.by_patient:
+                self.replace_patients(table, self.empty(table), patients)
+            elif PATIENT in (c.name for c in table.columns):
+                texts = [c.name for c in table.columns if c.type.simpleString() == "string"]
+                named = F.broadcast(patients.select(F.col(PATIENT).alias("_gone")).distinct())
+                found = reduce(Column.__or__, (F.coalesce(F.contains(F.col(t), F.col("_gone")), F.lit(False)) for t in texts))
+                self.replace(table, stored.join(named, found, "left_anti"))
+            self.drop_history(table)
+            return before - self.read(table).count()
+
+    @abstractmethod
+    def drop_history(self, table: Table) -> None:
+        """Remove all that the current version does not need, now."""
 
     def empty(self, table: Table) -> DataFrame:
         return self.spark.createDataFrame([], table.schema)
@@ -202,6 +253,18 @@ def local_folder(root: str) -> Path | None:
     """Absolute folder of a root on a local disk; None where the root is a URI of another file system."""
     path = re.sub(r"^file:(//)?(?=/)", "", root)
     return None if re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/", path) else Path(path).absolute()
+
+
+def check_parquet(files: Iterable[str | Path], table: Table) -> None:
+    """Raises StorageError that names the first of the local Parquet files whose footer cannot be read."""
+    for file in files:
+        try:
+            pq.read_metadata(file)
+        except (OSError, ArrowException) as e:
+            raise StorageError(
+                f"table {table.name}: {file} is {'missing' if isinstance(e, FileNotFoundError) else 'damaged'}. "
+                f"Move the folder of the table away: the next refresh builds it anew"
+            ) from None
 
 
 def make_folder(folder: Path) -> None:

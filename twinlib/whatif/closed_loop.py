@@ -108,8 +108,8 @@ def daily(inputs: Inputs, agent: str, scene: Scene) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Feed:
-    """How orders of one agent reach the model: column of its input, column of its doses (None: it acts over time), amount to the input's unit
-    times the model's time, least duration and pace (model's time); own recorded rates (steps,) and doses (steps,)."""
+    """How orders of one agent reach one input of the model: column of the input, column of its doses (None: it acts over time), amount to the
+    input's unit times the model's time, least duration and pace (model's time); own recorded rates (steps,) and doses (steps,)."""
 
     column: int
     dose: int | None
@@ -120,20 +120,20 @@ class _Feed:
     doses: np.ndarray | None
 
 
-def _feeds(kernel: Kernel, batch: Batch, slots: np.ndarray, agents: Sequence[str]) -> tuple[Schedule, dict[str, _Feed]]:
-    """The schedule of a batch of one row over `slots` (model's time), and the agents' own share in it."""
+def _feeds(kernel: Kernel, batch: Batch, slots: np.ndarray, agents: Sequence[str]) -> tuple[Schedule, dict[str, list[_Feed]]]:
+    """The schedule of a batch of one row over `slots` (model's time), and the agents' own share in it, by each input that they drive."""
     model, unit = kernel.model, kernel.model.minutes_per_unit()
-    owner = {a: i for i, declared in enumerate(model.inputs) for a in declared.agents}
-    drives = batch.drives(model, 0) + [batch.drive(model, 0, model.inputs[owner[a]], (a,)) for a in agents]
+    driven = [(a, i) for a in agents for i, declared in enumerate(model.inputs) if a in declared.agents]
+    drives = batch.drives(model, 0) + [batch.drive(model, 0, model.inputs[i], (a,)) for a, i in driven]
     whole = build(slots, drives, kernel.nominal_step)
     width, dosed = len(model.inputs), [d.spread == 0 for d in drives]
     column = np.cumsum(dosed) - 1
-    feeds = {}
-    for n, a in enumerate(agents, width):
-        declared = model.inputs[owner[a]]
+    feeds: dict[str, list[_Feed]] = {a: [] for a in agents}
+    for n, (a, i) in enumerate(driven, width):
+        declared = model.inputs[i]
         own = whole.doses[:, column[n]] if dosed[n] else None
         pace = None if declared.pace is None else declared.pace * unit
-        feeds[a] = _Feed(owner[a], int(column[owner[a]]) if dosed[n] else None, batch.scale(model, 0, declared), declared.spread, pace, whole.rates[:, n], own)
+        feeds[a].append(_Feed(i, int(column[i]) if dosed[n] else None, batch.scale(model, 0, declared), declared.spread, pace, whole.rates[:, n], own))
     joint = int(sum(dosed[:width]))
     return Schedule(whole.ends, whole.lengths, np.ascontiguousarray(whole.rates[:, :width]), np.ascontiguousarray(whole.doses[:, :joint]), whole.fresh), feeds
 
@@ -158,7 +158,7 @@ def run(
     limits = [bound if limit is None else limit for bound, limit in zip((-np.inf, np.inf), (model.signals[0].lower, model.signals[0].upper))]
     offset = np.broadcast_to(np.where(np.isnan(offset), 0.0, offset), (lanes, slots))
     constants, each, blank = np.repeat(data.constants, lanes, axis=0), np.arange(lanes), np.empty((lanes, data.readings.shape[1]))
-    extra = {a: np.zeros((slots, lanes)) for a in agents}  # ordered rates in the input's unit
+    extra = {a: [np.zeros((slots, lanes)) for _ in feeds[a]] for a in agents}  # ordered rates in the inputs' units
     days = len(np.arange(scene.begin, scene.minutes, DAY))
     changed = {a: np.zeros((lanes, days)) for a in agents}
     out = np.empty((lanes, slots))
@@ -169,16 +169,15 @@ def run(
         count = at[k + 1] - at[k]
         rates = np.repeat(schedule.rates[None, steps], lanes, axis=0)
         dose = np.repeat(schedule.doses[None, steps], lanes, axis=0)
-        for a, f in factors.items():
-            feed = feeds[a]
+        for feed, f in ((feed, f) for a, f in factors.items() for feed in feeds[a]):
             rates[:, :, feed.column] = _scaled(rates[:, :, feed.column], f, feed.rates[steps])
             if feed.dose is not None:
                 dose[:, :, feed.dose] = _scaled(dose[:, :, feed.dose], f, feed.doses[steps])
-        for a in agents:
-            if extra[a][k - 1].any():
-                rates[:, :, feeds[a].column] += extra[a][k - 1][:, None]
-        for a, amount in doses.items():
-            dose[:, 0, feeds[a].dose] += amount * feeds[a].scale
+        for feed, ordered in ((feed, ordered) for a in agents for feed, ordered in zip(feeds[a], extra[a])):
+            if ordered[k - 1].any():
+                rates[:, :, feed.column] += ordered[k - 1][:, None]
+        for feed, amount in ((feed, amount) for a, amount in doses.items() for feed in feeds[a] if feed.dose is not None):
+            dose[:, 0, feed.dose] += amount * feed.scale
         piece = Data(
             constants, np.arange(lanes + 1), np.arange(lanes + 1) * count, np.tile(schedule.lengths[steps], lanes),
             rates.reshape(-1, rates.shape[2]), dose.reshape(-1, dose.shape[2]), np.ones(lanes * count, bool), blank,
@@ -200,22 +199,23 @@ def run(
         for a, amount in loop.doses.items():
             if not amount.any():
                 continue
-            feed = feeds[a]
             changed[a][:, day] += amount
             loop.given[a][k] += amount
-            if feed.dose is None:
-                _spread(extra[a], amount * feed.scale, k, minutes / unit, np.maximum(feed.spread, amount / feed.pace if feed.pace else 0.0) * np.ones(lanes))
-            else:
-                at_once[a] = amount
+            at_once[a] = amount
+            for feed, ordered in zip(feeds[a], extra[a]):
+                if feed.dose is None:
+                    _spread(ordered, amount * feed.scale, k, minutes / unit, np.maximum(feed.spread, amount / feed.pace if feed.pace else 0.0) * np.ones(lanes))
         for a, per_hour in loop.rates.items():
             per_hour = per_hour * loop.factors.get(a, 1.0)
-            extra[a][k] += per_hour * (unit / 60.0) * feeds[a].scale
+            for feed, ordered in zip(feeds[a], extra[a]):
+                ordered[k] += per_hour * (unit / 60.0) * feed.scale
             changed[a][:, day] += per_hour * (loop.length / 60.0)
         loop.factors = {a: f for a, f in loop.factors.items() if (f != 1.0).any()}
         for a, f in loop.factors.items():
             steps = slice(at[k + 1], at[k + 2])
-            own = (feeds[a].rates[steps] * schedule.lengths[steps]).sum() + (feeds[a].doses[steps].sum() if feeds[a].doses is not None else 0.0)
-            changed[a][:, day] += (f - 1.0) * (own / feeds[a].scale)
+            feed = feeds[a][0]
+            own = (feed.rates[steps] * schedule.lengths[steps]).sum() + (feed.doses[steps].sum() if feed.doses is not None else 0.0)
+            changed[a][:, day] += (f - 1.0) * (own / feed.scale)
         interval(k + 1, at_once, loop.factors)
     return out, changed
 

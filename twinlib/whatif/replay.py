@@ -63,6 +63,7 @@ class Replay:
 
         grid: outcomes see the twin's trajectory every so many minutes, not the readings.
         """
+        batch = batch.completed(kernel.model)
         minutes, signals = _instants(batch, kernel, [] if grid is None else np.arange(0.0, batch.minutes[0] + 1e-9, grid))
         batch = replace(batch, signals=(signals,))
         data = batch.data(kernel.model, kernel.nominal_step)
@@ -72,6 +73,7 @@ class Replay:
     @classmethod
     def new_day(cls, kernel: Kernel, batch: Batch, draws: np.ndarray, seed: int = 0, grid: float | None = None) -> Replay:
         """The same patient with the same inputs, on days with other disturbances."""
+        batch = batch.completed(kernel.model)
         minutes, signals = _instants(batch, kernel, [] if grid is None else np.arange(0.0, batch.minutes[0] + 1e-9, grid))
         constants = batch.data(kernel.model, kernel.nominal_step).constants  # those of the patient, first reading included
         batch = replace(batch, signals=({n: Series(s.minutes, np.full(len(s.values), np.nan)) for n, s in signals.items()},))
@@ -86,6 +88,7 @@ class Replay:
         The disturbances are a draw of their posterior by Durbin & Koopman's (2002) simulation smoother: a course from the model, less
         what the smoother makes of its readings, plus what it makes of the patient's.
         """
+        batch = batch.completed(kernel.model)
         now = float(batch.minutes[0])
         spacing = grid or _spacing(batch, kernel)
         ahead = np.arange(now, now + horizon - 1e-9, spacing)
