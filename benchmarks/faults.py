@@ -26,7 +26,7 @@ START = "2026-10-19"  # a fortnight in which London's clocks go back
 SIGNS = {
     "wrong_unit": ["unit_contradicts_values"],
     "rate_per_five_minutes": ["unit_contradicts_values"],
-    "wrong_zone": ["clock_off"],
+    "wrong_zone": ["clock_off", "clock_jump"],  # its clocks go back at an hour at which those of here do not
     "drift": ["drift"],
     "day_month_swap": ["right"],
     "byte_order_mark": ["right"],

@@ -118,26 +118,29 @@ COPY (
         SELECT *, epoch_us(utc) AS us, (epoch_us(utc) - lag(epoch_us(utc)) OVER w) / 6e7 AS since, (lead(epoch_us(utc)) OVER w - epoch_us(utc)) / 6e7 AS until_,
             value - lag(value) OVER w AS rise, value - lead(value) OVER w AS drop_ FROM settled WHERE name = 'glucose' WINDOW w AS (PARTITION BY patient_id ORDER BY utc)
     ), j AS (
-        SELECT *, coalesce(since <= 30, false) AS joined, since IS NULL OR since >= 120 AS opens FROM n
+        SELECT *, coalesce(since <= 30, false) AS joined, since IS NULL OR since >= 120 AS opens,
+            CASE WHEN since <= 30 AND until_ <= 30 THEN greatest(least(value - rise, value), least(greatest(value - rise, value), value - drop_)) ELSE value END AS smooth FROM n
     ), k AS (
-        SELECT *, NOT joined OR abs(rise) > 1e-6 AS fresh, CASE WHEN joined THEN rise / greatest(since, 5) END AS steep,
+        SELECT *, NOT joined OR abs(rise) > 1e-6 AS fresh, smooth - lag(smooth) OVER w AS smooth_rise, smooth - lead(smooth) OVER w AS smooth_drop,
             CASE WHEN joined AND until_ <= 30 AND rise > 20 + 4 * since AND drop_ > 20 + 4 * until_ THEN 1
-                 WHEN joined AND until_ <= 30 AND rise < -20 - 4 * since AND drop_ < -20 - 4 * until_ THEN -1 ELSE 0 END AS spike FROM j
+                 WHEN joined AND until_ <= 30 AND rise < -20 - 4 * since AND drop_ < -20 - 4 * until_ THEN -1 ELSE 0 END AS spike
+        FROM j WINDOW w AS (PARTITION BY patient_id ORDER BY us)
     ), r AS (
         SELECT *, last_value(CASE WHEN fresh THEN us END IGNORE NULLS) OVER w AS run, last_value(CASE WHEN opens THEN us END IGNORE NULLS) OVER w AS session,
-            lag(spike) OVER w AS spike_before, lead(spike) OVER w AS spike_after, CASE WHEN lag(joined) OVER w THEN -lag(rise) OVER w END AS rose
+            lag(spike) OVER w AS spike_before, lead(spike) OVER w AS spike_after, CASE WHEN lag(joined) OVER w THEN -lag(smooth_rise) OVER w END AS rose,
+            CASE WHEN joined THEN smooth_rise / greatest(since, 5) END AS steep
         FROM k WINDOW w AS (PARTITION BY patient_id ORDER BY us)
     ), e AS (
         SELECT *, CASE WHEN us - run >= 3600000000 THEN run END AS lasting, spike = 0 AND coalesce(spike_before = 0, true) AS calm,
-            value - rise + greatest(coalesce(rose, 0), 0) AS level FROM r
+            smooth - smooth_rise + greatest(coalesce(rose, 0), 0) AS level FROM r
     ), f AS (
-        SELECT *, coalesce(calm AND steep <= -3, false) AS falls, coalesce(calm AND steep >= 3, false) AS rises FROM e
+        SELECT *, coalesce(calm AND steep <= -4, false) AS falls, coalesce(calm AND steep >= 4, false) AS rises FROM e
     ), b AS (
         SELECT *, falls AND NOT coalesce(lag(falls) OVER (PARTITION BY patient_id ORDER BY us), false) AS begins FROM f
     ), d AS (
         SELECT *, last_value(CASE WHEN begins THEN {{'at': us, 'level': level}} END IGNORE NULLS) OVER (PARTITION BY patient_id ORDER BY us) AS fall FROM b
     ), l AS (
-        SELECT *, CASE WHEN rises AND us - fall.at <= 7200000000 THEN {{'at': fall.at, 'back': -least(fall.level, value + greatest(coalesce(-drop_, 0), 0))}} END AS landing FROM d
+        SELECT *, CASE WHEN rises AND us - fall.at <= 7200000000 THEN {{'at': fall.at, 'back': -least(fall.level, smooth + greatest(coalesce(-smooth_drop, 0), 0))}} END AS landing FROM d
     ), x AS (
         SELECT *, coalesce(lasting, max(lasting) OVER (PARTITION BY patient_id ORDER BY us RANGE BETWEEN 1 FOLLOWING AND 3600000001 FOLLOWING)) AS lasts,
             min(landing) OVER (PARTITION BY patient_id ORDER BY us RANGE BETWEEN 1 FOLLOWING AND 7200000001 FOLLOWING) AS dip,
@@ -145,7 +148,7 @@ COPY (
             coalesce(value NOT BETWEEN 40.5 AND 399.5, false) AS limit_ FROM l
     ), flagged AS (
         SELECT x.* EXCLUDE (patient_id), x.patient_id, list_filter([CASE WHEN again THEN 'ambiguous_local_time' END, CASE WHEN shifted.patient_id IS NOT NULL THEN 'clock_off' END,
-            CASE WHEN (hour >= 22 OR hour < 8) AND dip.at <= us AND -dip.back - value >= 15 THEN 'compression_low' END, CASE WHEN differ THEN 'conflict' END,
+            CASE WHEN (hour >= 22 OR hour < 8) AND dip.at <= us AND -dip.back - value >= 20 THEN 'compression_low' END, CASE WHEN differ THEN 'conflict' END,
             CASE WHEN NOT fresh AND lasts = run AND NOT limit_ THEN 'flat_line' END, CASE WHEN since > 30 THEN 'gap' END,
             CASE WHEN spike <> 0 AND NOT zigzag THEN 'jump' END, CASE WHEN spike <> 0 AND zigzag THEN 'overlap' END, CASE WHEN limit_ THEN 'saturated' END,
             CASE WHEN us - session < 43200000000 THEN 'warm_up' END], lambda x: x IS NOT NULL) AS quality
@@ -178,7 +181,7 @@ COPY (
 ) TO '{out}/patients.parquet' (FORMAT parquet);
 ----
 COPY (
-    SELECT *, rows_read - accepted - quarantined AS duplicates FROM (
+    SELECT source, rows_read, accepted, coalesce(quarantined, 0) AS quarantined, rows_read - accepted - coalesce(quarantined, 0) AS duplicates FROM (
         SELECT source, count(*) AS rows_read FROM (SELECT source FROM numbers UNION ALL SELECT source FROM events) GROUP BY source
     ) LEFT JOIN (
         SELECT source, count(*) AS accepted FROM (SELECT source FROM '{out}/observations/*/*.parquet' UNION ALL SELECT source FROM '{out}/exposures/*/*.parquet') GROUP BY source
@@ -195,7 +198,9 @@ COPY (
             max(hour) - min(hour) + 1 AS span, median(readings) AS hourly FROM hours GROUP BY ALL
     ), flags AS (
         SELECT source, signal, list({{'flag': flag, 'n': n}} ORDER BY flag) AS flags
-        FROM (SELECT source, signal, unnest(quality) AS flag, count(*) AS n FROM '{out}/observations/*/*.parquet' GROUP BY ALL) GROUP BY ALL
+        FROM (
+            SELECT source, signal, flag, count(*) AS n FROM (SELECT source, signal, unnest(quality) AS flag FROM '{out}/observations/*/*.parquet') GROUP BY ALL
+        ) GROUP BY ALL
     )
     SELECT source, signal, count(*) AS patients, sum(readings) AS readings, sum(noticed) AS flagged, sum(left_out) AS left_out, any_value(flags) AS flags,
         median(60 / hourly) AS spacing_minutes, sum(hours) / sum(span) AS wear_fraction

@@ -52,17 +52,20 @@ files:
       - {name: weight, when: {test: weight}, observation: body_weight, value: {column: result, unit_column: unit}}
 """
 
-# Glucose rises after each meal of _MEALS and comes back within hours. h: hash of patient and slot. 0.5 % repeated, 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit
+# Glucose rises after each meal of _MEALS and comes back within hours. h: hash of patient and slot. 0.5 % repeated, 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit,
+# 1 % five hours ahead; on 5 % of the days a stuck sensor, on 5 % a compression low at night
 _CGM = """
 WITH grid AS (
     SELECT p, s, hash(p, s) AS h, hash(p) AS hp FROM range({first}, {last}) a(p), range({week} * 2016, ({week} + 1) * 2016) b(s)
 ), eating AS (
     SELECT *, 5 * (s % 288) - 430 - 240 * k - (hash(p, s // 288, k) % 60)::BIGINT AS ago FROM (SELECT *, greatest(5 * (s % 288) - 430, 0) // 240 AS k FROM grid)
 ), curve AS (
-    SELECT *, 110 + hp % 40 + CASE WHEN ago > 0 THEN 60 * ago / 60.0 * exp(1 - ago / 60.0) ELSE 0 END + (h % 801) / 100.0 - 4 AS mgdl, hp % 2 = 0 AS molar
+    SELECT *, CASE WHEN hash(p, s // 288) % 20 = 3 AND s % 288 BETWEEN 180 AND 200 THEN 150 ELSE 110 + hp % 40 + (h % 801) / 100.0 - 4
+        + CASE WHEN ago > 0 THEN 60 * ago / 60.0 * exp(1 - ago / 60.0) ELSE 0 END
+        - CASE WHEN hash(p, s // 288) % 20 = 4 AND s % 288 BETWEEN 24 AND 32 THEN 45 ELSE 0 END END AS mgdl, hp % 2 = 0 AS molar
     FROM eating
 ), made AS (
-    SELECT 'patient-' || lpad(p::VARCHAR, 7, '0') AS who, TIMESTAMP '2026-03-16' + to_minutes(5 * s) AS taken,
+    SELECT 'patient-' || lpad(p::VARCHAR, 7, '0') AS who, TIMESTAMP '2026-03-16' + to_minutes(5 * s + CASE WHEN hp % 97 = 7 THEN 300 ELSE 0 END) AS taken,
         CASE WHEN h % 1009 = 1 THEN NULL WHEN h % 1009 = 2 THEN 0.0
              WHEN molar AND hp % 97 <> 5 THEN round(mgdl / 18.0156, 1) ELSE round(mgdl) END AS glucose,
         CASE WHEN molar THEN 'mmol/L' ELSE 'mg/dL' END AS unit, p, s, h, 0 AS again FROM curve

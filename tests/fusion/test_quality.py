@@ -123,7 +123,7 @@ def test_the_sensors_limits_are_saturation_and_no_flat_line(flags):
 
 
 def test_a_steep_dip_at_night_is_a_compression_low(flags):
-    """Its edges, where less than 15 mg/dL are missing, cannot be told from noise."""
+    """Its edges, where less than 20 mg/dL are missing, cannot be told from noise."""
     for patient, first in (("pressed", 24), ("pressed_abroad", 144), ("pressed_somewhere", 144)):
         found = flags[patient].pop("compression_low")
         assert flags[patient] == {} and set(at(*range(first + 1, first + 8))) <= set(found) <= set(at(*range(first, first + 8)))
