@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 
 def whole_patients(batches: Iterable[pa.RecordBatch], least: int = 200_000) -> Iterator[pa.Table]:
-    """Batches in order of patient_id, cut anew between patients: tables of `least` rows or more (the last may be smaller), each with all rows
-    of its patients. No more than that and the rows of one patient is held."""
+    """Batches in order of patient_id, cut anew between patients: tables of about `least` rows, each with all rows of its patients. No more
+    than that and the rows of one patient are held."""
     held: list[pa.RecordBatch] = []
     rows, enough = 0, least
     for batch in batches:
