@@ -40,8 +40,8 @@ def config(tmp_path_factory):
     values = [100.0 + k for k in range(60)]
     values[3], values[4], values[5] = None, float("nan"), 900.0
     one = {
-        "who": ["p"] * 60 + [" p ", "p", "", None], "at": [*times, times[0], times[1], times[2], times[2]], "v": [*values, 100.0, 155.0, 1.0, 1.0],
-        "unit": ["mg/dL"] * 62 + ["mg/dL", "furlong"], "name": ["Jo"] * 64, "note": ["p"] * 64,
+        "who": ["p"] * 60 + [" p ", "p", "", None, "p"], "at": [*times, times[0], times[1], times[2], times[2], times[2]], "v": [*values, 100.0, 155.0, 1.0, 1.0, 102.0],
+        "unit": ["mg/dL"] * 62 + ["mg/dL", "furlong", "mg/dL"], "name": ["Jo"] * 65, "note": ["p"] * 65,
     }  # fmt: skip
     other = {k: v[:20] for k, v in one.items()} | {"who": ["q"] * 20, "unit": ["mmol/L"] * 20, "v": [120.0 + k for k in range(20)]}
     for name, columns in (("a", one), ("b", other)):
