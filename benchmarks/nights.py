@@ -1,6 +1,6 @@
 """Nights: what a whole refresh costs at several sizes, and what a night with 1 % of the patients changed costs against it.
 
-    make bench NAME=nights              # up to 2,000 patients, about ten minutes on two cores
+    make bench NAME=nights              # up to 1,000 patients, about ten minutes on two cores
     make bench NAME=nights SIZE=full    # up to 100,000, and the 1 % at 20,000: most of a day
     SIZE=small make bench NAME=nights   # for trying it out
 
@@ -30,7 +30,7 @@ from twinlib.tables.query import connect
 REPO = Path(__file__).resolve().parents[1]
 CORES = int(os.environ.get("TWINLIB_NIGHTS_CORES", "2"))
 SIZES, INCREMENTAL = {
-    "small": ((50, 100), 100), "default": ((250, 500, 1000, 2000), 2000), "full": ((1000, 10_000, 20_000, 100_000), 20_000),
+    "small": ((50, 100), 100), "default": ((100, 300, 1000), 1000), "full": ((1000, 10_000, 20_000, 100_000), 20_000),
 }[os.environ.get("SIZE", "default")]
 DAYS, BASE, SHARE = 14, 100, 100  # every 100th patient changes
 WORK = ("fit", "simulate")

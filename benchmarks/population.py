@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +44,12 @@ RICH, SPARSE = 10, 2  # readings of a subject
 SUBJECTS, SHARE_SPARSE = (600 if SMALL else 20_000), 0.2
 SIZES = (500, 1_000, 2_000) if SMALL else (1_000, 10_000, 100_000)
 TASKS = 16
+
+
+def told(name: str, result: dict) -> dict:
+    """`result`, told at once: the whole takes minutes."""
+    print(name, json.dumps(result, default=float), file=sys.stderr, flush=True)
+    return result
 
 
 def timed(work):
@@ -205,9 +212,9 @@ def scaling(spark: SparkSession, kernel: Kernel, folder: Path) -> dict:
         found, spent = timed(lambda: learning.learn_population(spark, frame, kernel, LearnConfig(sample=n), 1, TASKS))  # noqa: B023
         error = errors_of(found.best, found.best.estimate.shared(TWO))
         passes = sum(i.share == 1.0 for i in found.best.trace)
-        out[str(n)] = spent | {
+        out[str(n)] = told(f"{n} subjects", spent | {
             "status": found.best.status, "iterations": len(found.best.trace), "iterations_on_all": passes, "max_relative_error": max(map(abs, error.values())),
-        }
+        })
     return out
 
 
@@ -236,8 +243,8 @@ def measure() -> dict:
         folder = Path(name)
         _, hours, y = subjects.draw(200, RICH, 1)
         learning.learn_population(spark, stored(spark, subjects.timelines(hours, y), folder / "warm"), kernel, LearnConfig(), 1, TASKS)
-        drugs = {"theophylline": theophylline(), "phenobarbital": phenobarbital()}
-        truth, speed, usual = simulated(spark, kernel, folder), scaling(spark, kernel, folder), usual_packages(folder)
+        drugs = told("published", {"theophylline": theophylline(), "phenobarbital": phenobarbital()})
+        truth, speed, usual = told("simulated", simulated(spark, kernel, folder)), scaling(spark, kernel, folder), usual_packages(folder)
     spark.stop()
     small, large = str(SIZES[0]), str(SIZES[-1])
     per = lambda n, what: speed[n][what] / int(n)  # noqa: E731

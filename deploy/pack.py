@@ -1,9 +1,9 @@
 """Pack the environment that runs this script, twinlib with it, for the workers of a cluster.
 
-    .venv/bin/python deploy/pack.py out/twinlib-env.tar
+    .venv/bin/python deploy/pack.py out/twinlib-env.zip
 
     PYSPARK_DRIVER_PYTHON=.venv/bin/python PYSPARK_PYTHON=./environment/bin/python \
-        spark-submit --archives out/twinlib-env.tar#environment ... jobs/refresh.py --config my.yaml
+        spark-submit --archives out/twinlib-env.zip#environment ... jobs/refresh.py --config my.yaml
 
 What only tests and notebooks need stays out, and pyspark too: a worker has its own. The workers need the same Python at the same path
 (venv-pack packs packages, not the interpreter) and the same processor architecture.
@@ -12,7 +12,7 @@ What only tests and notebooks need stays out, and pyspark too: a worker has its 
 from __future__ import annotations
 
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 import venv_pack
@@ -26,18 +26,21 @@ LEFT_OUT = (
 
 
 def pack(output: Path) -> Path:
-    """Write the archive (tar; Spark unpacks it on every worker) and return its path."""
+    """Write the archive and return its path. Spark unpacks it on every worker; a zip, because it refuses a tar with links out of the folder,
+    as a virtual environment's interpreter is one."""
     output.parent.mkdir(parents=True, exist_ok=True)
     site = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     filters = [("exclude", f"{site}/{name}{rest}") for name in LEFT_OUT for rest in ("", "/*")]
-    filters += [("exclude", "*__pycache__*"), ("exclude", "*/tests/*.py")]
-    venv_pack.pack(sys.prefix, str(output), format="tar", force=True, filters=filters)
-    with tarfile.open(output, "a") as archive:
-        archive.add(REPO / "twinlib", f"{site}/twinlib", filter=lambda f: None if "__pycache__" in f.name else f)
+    filters += [("exclude", "lib64"), ("exclude", "lib64/*"), ("exclude", "*__pycache__*"), ("exclude", "*/tests/*.py")]
+    venv_pack.pack(sys.prefix, str(output), format="zip", force=True, filters=filters)
+    with zipfile.ZipFile(output, "a", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted((REPO / "twinlib").rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                archive.write(file, f"{site}/twinlib/{file.relative_to(REPO / 'twinlib')}")
     return output
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python deploy/pack.py OUTPUT.tar")
+        sys.exit("usage: python deploy/pack.py OUTPUT.zip")
     print(pack(Path(sys.argv[1])))

@@ -61,7 +61,10 @@ def story(spark, tmp_path_factory):
     path = configured(folder / "grown", **TINY | {"generate": None})
     late, wrong = (raw / GLUCOSE.format(i) for i in ("10000", "10002"))
     late.write_text("".join(late.read_text().splitlines(keepends=True)[:400]))
-    insert(wrong, "05/01/2026 00:02,22.0", "06/01/2026 00:02,222")  # the second is refused
+    lines = wrong.read_text().splitlines()
+    when, value = lines[100].split(",")
+    wrong.write_text("\n".join([*lines[:100], f"{when},{float(value) + 0.5:.1f}", *lines[101:]]) + "\n")
+    insert(wrong, "06/01/2026 00:02,222")  # is refused
     without(raw, "TP00003")
     notes = {"path": path, "full": full}
 

@@ -84,7 +84,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
     """The environment of this Python, packed as docs/operations.md says."""
-    out = tmp_path_factory.mktemp("packed") / "twinlib-env.tar"
+    out = tmp_path_factory.mktemp("packed") / "twinlib-env.zip"
     subprocess.run([sys.executable, str(REPO / "deploy" / "pack.py"), str(out)], check=True, timeout=600, stdout=subprocess.DEVNULL)
     yield out
     shutil.rmtree(out.parent)

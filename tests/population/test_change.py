@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from benchmarks.subjects import rows
+from benchmarks import cohorts
 from benchmarks.published import batch
+from benchmarks.subjects import rows
 from tests.models.test_batch import table
 from tests.population.drugs import ONE
 from twinlib.config import FitConfig
+from twinlib.engine import mode, posterior
 from twinlib.engine.kernel import Kernel
+from twinlib.models import glucose_insulin
 from twinlib.population import change, priors
 from twinlib.population.change import Checker, check, law
 from twinlib.population.fit import Fitter, twins
@@ -140,3 +143,30 @@ def test_the_twin_of_the_episode_or_of_the_one_before_it_is_what_counts(spark, c
     assert set(found) == {"s0000", "s0001"}  # the third has no twin yet
     assert (found["s0000"].against_episode, found["s0000"].new_readings) == ("all", 4)
     assert (found["s0001"].against_episode, found["s0001"].episode, found["s0001"].against_timeline_hash) == ("a", "b", "1")
+
+
+def test_a_day_of_glucose_under_the_twin_of_another_day():
+    """The stochastic twin: the other day of the same patient raises as many alarms as stated; a loss of two thirds of insulin sensitivity more."""
+    kernel, n = Kernel(glucose_insulin.MODEL), 150
+    model, keys = kernel.model, [(str(i), "") for i in range(n)]
+    theta = model.prior_mean + model.prior_sd * np.random.default_rng(8).standard_normal((n, len(model.fitted)))
+    less = theta - np.eye(len(model.fitted))[0] * np.log(3.0)
+    known, same, other = (cohorts.data(cohorts.day(model.natural(t), seed), kernel.nominal_step) for t, seed in ((theta, 9), (theta, 10), (less, 10)))
+    prior = priors.published(model)
+    law_of = prior.normal([{}] * n)
+    found = mode.find(kernel, known, law_of, law_of.mean)
+    cov = posterior.covariance(found.hessian)
+    at = np.flatnonzero((found.status == "converged") & np.isfinite(cov).all((1, 2)))
+    drawn = posterior.sample(kernel, known.take(at), law_of.take(at), found.theta[at], cov[at], [keys[r] for r in at], 1, 512)
+    kept = posterior.resample(drawn, [keys[r] for r in at], 1, 32)
+    checker = Checker(Fitter(kernel, prior, FitConfig(), 1), ALARMS)
+
+    def p_of(data):
+        with np.errstate(all="ignore"):
+            return np.array([checker._checked(data.take([r]), ~np.isnan(data.row(r)), *law(kept[k], cov[r])).p_parameters for k, r in enumerate(at)])
+
+    unchanged, changed = p_of(same), p_of(other)
+    assert len(at) > 0.95 * n and np.isfinite(unchanged).all()
+    assert np.mean(unchanged < ALARMS) < 0.11  # 5 % of 150, three standard errors
+    assert np.mean(changed < ALARMS) > 3 * np.mean(unchanged < ALARMS)
+    print(np.mean(unchanged < ALARMS), np.mean(changed < ALARMS), kstest(unchanged, "uniform").pvalue)

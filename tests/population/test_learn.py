@@ -14,6 +14,7 @@ from twinlib.config import EffectConfig, LearnConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import ConfigError, DataError
 from twinlib.models.batch import Batch
+from twinlib.models.pharmacokinetics import Pharmacokinetics
 from twinlib.population import learning, priors, results, settings
 from twinlib.population.expectation import Settings, Sums, expect
 from twinlib.population.maximisation import maximise
@@ -71,6 +72,28 @@ def test_truth_is_recovered_within_standard_errors(kernel):
     np.testing.assert_allclose(out.errors[:2], np.sqrt(np.diag(e.omega) / 400), rtol=0.15)
     likelihoods = [i.log_likelihood for i in out.trace]
     assert likelihoods[-1] > likelihoods[0] and abs(np.nanmean(last.eta, 0)).max() < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("error", "truth"), [
+    ("additive", {"error_sd": 0.15}), ("combined", {"error_sd": 0.1, "error_cv": 0.1}), ("log_normal", {"error_cv": 0.2}),
+])
+def test_every_kind_of_residual_error_is_recovered(error, truth):
+    """Proportional error: all other tests."""
+    rng, n = np.random.default_rng(24), 400
+    theta, out = TRUTH + SD * rng.standard_normal((n, 2)), {}
+    for i, (cl, v) in enumerate(np.exp(theta)):
+        t = np.sort(rng.choice(np.arange(18, 960), 8, replace=False)) / 60
+        level, e = DOSE / v * np.exp(-cl / v * t), rng.standard_normal(8)
+        sd = np.hypot(truth.get("error_sd", 0.0), truth.get("error_cv", 0.0) * level)
+        out[f"s{i:04d}"] = (t, level * np.exp(truth["error_cv"] * e) if error == "log_normal" else level + sd * e, {"drug_venous": ([0.0], [DOSE], 0.0)}, {})
+    model = Pharmacokinetics(oral=False, error=error)
+    found, _ = published.estimate(model, published.batch("drug_concentration", out), LearnConfig(draws=64))
+    assert found.status == "converged"
+    names = found.structure.shared
+    values, errors = found.estimate.values, found.errors[-len(names) :]
+    np.testing.assert_array_less(abs(values - np.log([truth[n] for n in names])) / errors, 3.0)
+    np.testing.assert_array_less(abs(found.estimate.coefficients[0] - TRUTH) / found.errors[:2], 3.0)
 
 
 def test_information_is_the_slope_of_the_score(kernel):

@@ -148,7 +148,7 @@ def test_new_readings_are_held_against_last_nights_twin_and_the_answer_stays(lea
         row = next(r for r in lines if r["patient_id"] == patient)
         cl, v = (next(q.q50 for q in s.read(schemas.TWIN_PARAMETERS).where(F.col("patient_id") == patient).collect() if q.parameter == n) for n in ("clearance", "volume"))
         signal = row["signals"][0]
-        row |= {"signals": [signal | {"minutes": [*signal["minutes"], 1200.0], "values": [*signal["values"], factor * DOSE / v * np.exp(-cl / v * 20)]}], "content_hash": "new"}
+        row |= {"signals": [signal | {"minutes": [*signal["minutes"], 1200.0], "values": [*signal["values"], float(factor * DOSE / v * np.exp(-cl / v * 20))]}], "content_hash": "new"}
         names = schemas.TIMELINES.schema.fieldNames()
         s.replace(schemas.TIMELINES, night.spark.createDataFrame([tuple(r[n] for n in names) for r in lines], schemas.TIMELINES.schema))
         night.fit()

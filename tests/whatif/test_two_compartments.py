@@ -64,7 +64,7 @@ def test_what_a_rule_orders_is_what_the_same_doses_do_in_an_open_arm(replays):
     ordered = Scenario("treat", edits=(Treat(input=("carbohydrate",), amount=15.0, above=0.0, wait=1e5),))
     arm = r.arm(ordered)
     again = Scenario("add", edits=(Add(input=("carbohydrate",), amount=15.0, at=["00:00"]),))
-    assert arm.given["carbohydrate"].sum() == pytest.approx(r.given(r.future)["carbohydrate"].sum() + 15)
+    assert arm.given["carbohydrate"].sum(1) == pytest.approx(r.given(r.future)["carbohydrate"].sum() + 15)
     np.testing.assert_allclose(arm.signals, r.arm(again).signals, atol=1.5)
     assert np.all((arm.signals - r.factual).mean(1) > 0)
 

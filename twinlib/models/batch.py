@@ -121,9 +121,11 @@ class Batch:
         return max((m[-1] for m in known if len(m)), default=-np.inf)
 
     def data(self, model: Model, nominal_step: float, constants: np.ndarray | None = None) -> Data:
-        """The batch as the kernel reads it. constants (rows, constants): those of the patients' own inputs, where the batch has others."""
+        """The batch as the kernel reads it, completed with what its inputs imply. constants (rows, constants): those of the patients' own
+        inputs, where the batch has others (which imply nothing)."""
         unit = model.minutes_per_unit()
         if constants is None:
+            self = self.completed(model)
             values = model.patient_constants(self)
             constants = np.column_stack([values[c.name] for c in model.constants]) if model.constants else np.zeros((len(self), 0))
         schedules, readings = [], []

@@ -2,10 +2,10 @@
 and a sensor error with memory.
 
 Structure after Dalla Man 2007 and 2014 (UVA/Padova): plasma and tissue glucose with saturable uptake; insulin acts on uptake through a remote
-compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Two
-random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, and the slow error of the sensor. The
-flux's size is the patient's own, from a prior near nothing: where it need not be, it does not take over what insulin and meals do, and where life
-has much of it the readings say so (docs/accuracy.md).
+compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Three
+random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, the drift of insulin sensitivity from its
+usual value, and the slow error of the sensor. The sizes of flux and drift are the patient's own, from priors near nothing: where they need not be, they do not
+take over what insulin and meals do, and where life has much of them the readings say so (docs/accuracy.md).
 
 A bolus without a logged meal is often the bolus of a meal that nobody logged. Taken at its word it would say that insulin does little, and that
 is what attenuates what-ifs most where life is not logged in full. So such boluses imply meals, of a share of what they would cover that the
@@ -15,7 +15,7 @@ readings decide.
 import numpy as np
 
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
-from twinlib.engine.expressions import positive, tanh
+from twinlib.engine.expressions import exp, positive, tanh
 from twinlib.models.glucose_insulin import basal_and_first
 from twinlib.models.timeline import Events, Inputs
 
@@ -31,6 +31,7 @@ UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL"
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
+DRIFT_TIME = quantity(720.0, "min")  # correlation time of insulin sensitivity: it differs within a day and between days
 UNLOGGED = "carbohydrate_unlogged"
 NEAR = 60.0  # min between a bolus and a meal that belong together
 LEAST, ENOUGH = 10.0, 3  # g of an implied meal; boluses with a meal that tell how much a unit covers
@@ -55,13 +56,13 @@ def unlogged_meals(bolus: Events, carbohydrate: Events) -> Events:
 
 class GlucoseTwoCompartment(Model):
     name = "glucose_two_compartment"
-    version = "3"
+    version = "4"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"), State("insulin_action", "mU/L"),
         State("production_delay_1", "mU/L"), State("production_delay_2", "mU/L"),
         State("emptied", "mg/kg"), State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
         State("glucose", "mg/dL"), State("tissue_glucose", "mg/dL"), State("interstitial_glucose", "mg/dL"),
-        State("flux", "mg/dL/min", noise=True),
+        State("flux", "mg/dL/min", noise=True), State("sensitivity_drift", "", noise=True),
         State("sensor_error", "mg/dL"), State("sensor_drift", "mg/dL", noise=True),
     )
     parameters = tuple(Parameter(*row[:4], _SOURCE, *row[4:]) for row in (
@@ -87,7 +88,10 @@ class GlucoseTwoCompartment(Model):
         ("sensor_sd", "mg/dL", 11.0, 0.3),
         ("sensor_correlation_time", "min", 25.0, 0.3),
         ("sensor_smoothing_time", "min", 14.0, 0.3),
-    )) + (Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),)
+    )) + (
+        Parameter("sensitivity_drift_sd", "", 0.05, 1.0, "near nothing and wide, like the flux's; of the logarithm"),
+        Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),
+    )
     inputs = (
         Input("insulin", "mU/kg/min", ("insulin_bolus", "insulin_basal", "insulin_long_acting"), "U", per_weight=True),
         Input("carbohydrate", "mg/kg/min", ("carbohydrate",), "g", spread=1.0, per_weight=True, pace=5.0),
@@ -107,12 +111,12 @@ class GlucoseTwoCompartment(Model):
         slowing, quickening = p.slowing_share, p.quickening_share
         speed = tanh(2.5 / (1 - slowing) * (share - slowing)) - tanh(2.5 / quickening * (share - quickening)) + 2
         emptying = p.slowest_emptying_rate + (p.gastric_emptying_rate - p.slowest_emptying_rate) / 2 * speed
-        tissue_basal = self._tissue_basal(p)
+        tissue_basal, factor = self._tissue_basal(p), exp(x.sensitivity_drift)
         production = positive(
             p.basal_uptake + BRAIN - p.glucose_effectiveness * (x.glucose - p.basal_glucose)
-            - p.production_sensitivity * x.production_delay_2, PRODUCTION_CORNER
+            - factor * p.production_sensitivity * x.production_delay_2, PRODUCTION_CORNER
         )
-        per_glucose = positive(p.basal_uptake / tissue_basal + p.insulin_sensitivity * x.insulin_action, UPTAKE_CORNER)
+        per_glucose = positive(p.basal_uptake / tissue_basal + factor * p.insulin_sensitivity * x.insulin_action, UPTAKE_CORNER)
         uptake = per_glucose * x.tissue_glucose * (MICHAELIS + tissue_basal) / (MICHAELIS + x.tissue_glucose)
         exchange = p.plasma_to_tissue * x.glucose - p.tissue_to_plasma * x.tissue_glucose
         direct = DIRECT * p.insulin_absorption_rate
@@ -132,6 +136,7 @@ class GlucoseTwoCompartment(Model):
             "tissue_glucose": exchange - uptake,
             "interstitial_glucose": (x.glucose - x.interstitial_glucose) / p.sensor_lag,
             "flux": -x.flux / p.flux_correlation_time,
+            "sensitivity_drift": -x.sensitivity_drift / DRIFT_TIME,
             "sensor_error": (x.sensor_drift - x.sensor_error) / p.sensor_smoothing_time,
             "sensor_drift": -x.sensor_drift / p.sensor_correlation_time,
         }
@@ -156,12 +161,14 @@ class GlucoseTwoCompartment(Model):
         return {
             "glucose": quantity(20.0, "mg/dL") ** 2, "tissue_glucose": quantity(14.0, "mg/dL") ** 2,
             "interstitial_glucose": quantity(20.0, "mg/dL") ** 2, "flux": p.flux_sd**2,
+            "sensitivity_drift": p.sensitivity_drift_sd**2,
             "sensor_error": p.sensor_sd**2, "sensor_drift": self._drift_variance(p),
         }
 
     def noise(self, p, c):
         return {
             "flux": 2 * p.flux_sd**2 / p.flux_correlation_time,
+            "sensitivity_drift": 2 * p.sensitivity_drift_sd**2 / DRIFT_TIME,
             "sensor_drift": 2 * self._drift_variance(p) / p.sensor_correlation_time,
         }
 

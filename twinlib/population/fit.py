@@ -29,7 +29,7 @@ from twinlib.population.priors import Prior
 from twinlib.tables.schemas import TWIN_PARAMETERS, TWINS
 
 LEVELS = np.array([0.05, 0.5, 0.95])
-COARSEST = 0.1  # share of a reading's predicted SD by which halving the integration's step may change the replay
+COARSEST = 0.25  # share of a reading's predicted SD by which halving the integration's step may change the replay at its worst instant
 METHOD = hashlib.sha256("".join(map(inspect.getsource, (mode, moves, normal, posterior, schedule))).encode()).hexdigest()
 RESCUES = 3  # further starts for a patient whose fit has not converged
 
@@ -86,7 +86,7 @@ class Fitter:
         """Modes and Laplace covariances of all rows; the rows that have a posterior, and what is known of them (columns of `twins`)."""
         model, kernel = self.model, self.kernel
         with np.errstate(all="ignore"):  # what is not finite becomes a status
-            data = batch.completed(model).data(model, kernel.nominal_step)
+            data = batch.data(model, kernel.nominal_step)
         prior = self.prior.normal(batch.covariates)
         modes = mode.find_from(kernel, data, prior, self._starts(batch, prior), self.config.maximum_iterations, self.config.starts > 1)
         covariance = posterior.covariance(modes.hessian)

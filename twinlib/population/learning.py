@@ -59,7 +59,7 @@ class Worker:
         at = np.array([0, *[i for i in range(1, len(ids)) if ids[i] != ids[i - 1]], len(ids)])
         who = [ids[i] for i in at[:-1]]
         try:
-            batch = decode(table).completed(self.kernel.model)
+            batch = decode(table)
             with np.errstate(all="ignore"):  # what is not finite becomes a status
                 data = batch.data(self.kernel.model, self.kernel.nominal_step)
                 z = design(self.columns, [batch.covariates[i] for i in at[:-1]])

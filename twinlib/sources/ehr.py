@@ -88,7 +88,8 @@ class EhrSource:
                 raise DataError(f"{self.root}: none of {len(table.files)} files of {table.name} can be read{problem}")
             missing = sorted(set(table.required) - names) if names else []
             if missing:
-                raise DataError(f"{self.root}: {table.files[0].relative}: no column {', '.join(missing)} (columns: {', '.join(sorted(names))})")
+                known = ", ".join(sorted(set(table.columns) & names)) or "none"  # others might be values of a file without a header
+                raise DataError(f"{self.root}: {table.files[0].relative}: no column {', '.join(missing)} (known columns there: {known})")
 
     def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
         """RECORDS of all files; paths travel inside the function, as those of mapped files do."""

@@ -125,7 +125,9 @@ class MappedSource:
         for column in sorted(wanted - names):
             near = difflib.get_close_matches(column, names, 1, 0.6)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise DataError(f"{where}: no file has a column {column!r}{hint} (columns: {', '.join(sorted(names)[:40])})")
+            # a file without a header has values where names should be: only names that the mapping knows are shown
+            known = ", ".join(sorted(wanted & names)) or "none"
+            raise DataError(f"{where}: no file has a column {column!r}{hint} (of the mapping's columns there: {known}; others: {len(names - wanted)})")
 
     def records(self, spark: SparkSession, key: bytes, first: int) -> list[Part]:
         """RECORDS of all files: one part for what Arrow reads, and one per entry of what Spark reads itself (see `columnar`)."""

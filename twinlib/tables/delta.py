@@ -72,22 +72,20 @@ class DeltaStorage(Storage):
             return {"files": 0, "removed": 0}
         with self.writer():
             self._target(table).optimize().executeCompaction()
-            removed = self._vacuum(table, retain_hours)
+            removed = self._vacuum(table, retain_hours, "DRY RUN").where(F.col("path").endswith(".parquet")).count()  # it names folders too
+            self._vacuum(table, retain_hours)
             return {"files": len(self.spark.read.format("delta").load(self._path(table)).inputFiles()), "removed": removed}
 
     def drop_history(self, table: Table) -> None:
         self._vacuum(table, 0)
 
-    def _vacuum(self, table: Table, retain_hours: float) -> int:
-        """Remove the files that no version within the last `retain_hours` needs, change feed included. Returns how many."""
+    def _vacuum(self, table: Table, retain_hours: float, mode: str = "") -> DataFrame:
+        """Remove the files that no version within the last `retain_hours` needs, change feed included; what it would remove in mode DRY RUN."""
         conf = self.spark.conf
         before = conf.get(_RETENTION, "true")
         conf.set(_RETENTION, "false")  # the caller says how long: forgetting a patient cannot wait for a week
         try:
-            found = self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS DRY RUN")
-            files = found.where(F.col("path").endswith(".parquet")).count()  # folders are named too
-            self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS")
-            return files
+            return self.spark.sql(f"VACUUM delta.`{self._quoted(table)}` RETAIN {retain_hours:g} HOURS {mode}")
         finally:
             conf.set(_RETENTION, before)
 
