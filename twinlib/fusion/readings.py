@@ -32,8 +32,9 @@ def readings(
 ) -> DataFrame:
     """SCHEMA of sound records (RECORD and `bucket`) of signals: all of them, `kept` where they are OBSERVATIONS. Partition k holds bucket k.
 
-    exposures: the same of agents; doses with which some signal rises are looked at beside it. Where records contradict each other (see `duplicates`), the first is kept: in order of source, corrected ones first, then of entry, file
-    and line. again: some have been through here before, and bear the flag of what was dropped then.
+    exposures: the same of agents; doses with which some signal rises are looked at beside it. Where records contradict each other (see
+    `duplicates`), the first is kept: in order of source, corrected ones first, then of entry, file and line. again: some have been through here
+    before, and bear the flag of what was dropped then.
     """
     measured = [e for e in entries if e.meaning.target == "observation"]
     signals = sorted({e.meaning.name for e in measured})
@@ -82,8 +83,9 @@ def finished(
     records = records.rename_columns([{"utc": "time"}.get(n, n) for n in records.column_names])
     given = None
     if doses and (other := np.isin(entry, list(doses))).any():
-        given = records.filter(pa.array(other)).select(["patient_id", "time"])
-        given = given.append_column("agent", text(doses).take(pa.array(entry[other])))
+        eaten = other & (numbers(records["value"]) > 0)  # nothing eaten is a statement too
+        given = records.filter(pa.array(eaten)).select(["patient_id", "time"])
+        given = given.append_column("agent", text(doses).take(pa.array(entry[eaten])))
         records, entry = records.filter(pa.array(~other)), entry[~other]
     texts = [text({k: v[j] for k, v in names.items()}).take(pa.array(entry)) for j in (0, 1)]
     table = records.append_column("signal", texts[0]).append_column("source", texts[1])

@@ -200,6 +200,10 @@ def load_vocabulary(path: str | None = None) -> Vocabulary:
     unknown = sorted(set(whole.codes) - set(whole.signals) - set(whole.agents) - set(whole.events))
     if unknown:
         raise ConfigError(f"{path}: codes: {', '.join(unknown)}: no signal, agent or event of that name")
+    for name, sensor in whole.sensors.items():
+        for setting, known in (("rises_with", whole.agents), ("meter", whole.signals)):
+            if getattr(sensor, setting) not in (None, *known):
+                raise ConfigError(f"{path}: signals: {name}: sensor: {setting}: unknown {getattr(sensor, setting)!r}; known: {', '.join(known)}")
     return whole
 
 
