@@ -1,8 +1,13 @@
 """The kernel against an independent filter (SciPy's DOP853 and plain NumPy) and against closed properties."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy.integrate import solve_ivp
 
 from twinlib.engine.kernel import Data
@@ -12,6 +17,7 @@ from twinlib.models.glucose_insulin import MODEL
 
 from .conftest import BASAL
 
+REPO = Path(__file__).resolve().parents[2]
 KD, KE, LAG, P2, SENSOR_SD, VG, VI = (q.magnitude for q in (g.KD, g.KE, g.LAG, g.P2, g.SENSOR_SD, g.VG, g.VI))
 F = g.F
 
