@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 OUT = REPO / "out" / "benchmarks"
 SIZES = {"small": 200_000, "2m": 2_000_000, "10m": 10_000_000, "100m": 100_000_000}
 SIZE = os.environ.get("SIZE", "2m")
-MEMORY = "12g"
+MEMORY = "12g" if SIZE == "100m" else "5g"
 
 
 def memory(pid: int) -> int:

@@ -217,7 +217,9 @@ WITH firsts AS (
     SELECT patient_id, (t + offset_ * 60000000 - 345600000000) // 1209600000000 AS block, arg_min(offset_, t) AS offset_, bool_or(reading) AS has_reading
     FROM firsts GROUP BY ALL
 )
-SELECT patient_id, block, offset_, 345600000000 + block * 1209600000000 - offset_ * 60000000 AS start FROM blocks WHERE has_reading;
+SELECT patient_id, block, offset_, 345600000000 + block * 1209600000000 - offset_ * 60000000 AS start FROM (
+    SELECT *, bool_or(has_reading) OVER (PARTITION BY patient_id) AS any_reading, min(block) OVER (PARTITION BY patient_id) AS earliest FROM blocks
+) WHERE has_reading OR NOT any_reading AND block = earliest;
 ----
 CREATE TEMP TABLE readings AS
 WITH slots AS (

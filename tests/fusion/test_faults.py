@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_nearly_all_planted_faults_are_found_and_little_else_is_flagged(spark, tmp_path):
-    found = measure(spark, tmp_path, patients=60)
+    found = measure(spark, tmp_path, patients=100)
     assert found["planted_rows"] > 50_000 and set(found["planted_faults"]) == set(SIGNS)
     assert all(f["rows"] > 0 for f in found["planted_faults"].values())
     assert found["planted_recall"] >= 0.99 and found["planted_precision"] >= 0.95
