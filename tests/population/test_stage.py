@@ -139,43 +139,33 @@ def test_twins_are_fitted_under_what_was_learnt(learned):
     assert night.storage.read(schemas.TWIN_CHECKS).count() == 0  # no twin before these
 
 
-def test_new_readings_are_held_against_last_nights_twin_and_the_answer_stays(learned):
-    """The next night a patient has a reading as foretold, the night after another has one that is not."""
-    night, _ = learned
-    s, found = night.storage, []
-    for patient, factor in (("s0001", 1.0), ("s0002", 8.0)):
-        lines = [r.asDict(True) for r in s.read(schemas.TIMELINES).collect()]
-        row = next(r for r in lines if r["patient_id"] == patient)
-        cl, v = (next(q.q50 for q in s.read(schemas.TWIN_PARAMETERS).where(F.col("patient_id") == patient).collect() if q.parameter == n) for n in ("clearance", "volume"))
-        signal = row["signals"][0]
-        row |= {"signals": [signal | {"minutes": [*signal["minutes"], 1200.0], "values": [*signal["values"], float(factor * DOSE / v * np.exp(-cl / v * 20))]}], "content_hash": "new"}
-        names = schemas.TIMELINES.schema.fieldNames()
-        s.replace(schemas.TIMELINES, night.spark.createDataFrame([tuple(r[n] for n in names) for r in lines], schemas.TIMELINES.schema))
-        night.fit()
-        found.append({r.patient_id: r for r in s.read(schemas.TWIN_CHECKS).collect()})
-    first, second = found
-    assert set(first) == {"s0001"} and (first["s0001"].status, first["s0001"].new_readings, first["s0001"].changed) == ("checked", 1, False)
-    assert set(second) == {"s0001", "s0002"} and second["s0001"] == first["s0001"] and second["s0002"].changed and second["s0002"].p_parameters < 1e-3
+def tonight(night, **factors):
+    """Patients get a reading of so many times what their twins foretell, and the night fits again; the rows of twin_checks by patient."""
+    s = night.storage
+    lines = {r.patient_id: r.asDict(True) for r in s.read(schemas.TIMELINES).collect()}
+    known = {(r.patient_id, r.parameter): r.q50 for r in s.read(schemas.TWIN_PARAMETERS).collect()}
+    for patient, factor in factors.items():
+        cl, v = known[patient, "clearance"], known[patient, "volume"]
+        signal = lines[patient]["signals"][0]
+        value = float(factor * DOSE / v * np.exp(-cl / v * 20))
+        lines[patient] |= {"signals": [signal | {"minutes": [*signal["minutes"], 1200.0], "values": [*signal["values"], value]}], "content_hash": "new"}
+    names = schemas.TIMELINES.schema.fieldNames()
+    s.replace(schemas.TIMELINES, night.spark.createDataFrame([tuple(r[n] for n in names) for r in lines.values()], schemas.TIMELINES.schema))
+    night.fit()
+    return {r.patient_id: r for r in s.read(schemas.TWIN_CHECKS).collect()}
 
 
-@pytest.mark.parametrize(("names", "message"), [
-    (["tests.population.drugs:ONE"], "named twice, or the model itself"),
-    (["tests.population.drugs:TWO", "tests.population.drugs:TWO"], "named twice"),
-    (["glucose_insulin"], "has other signals"),
-    (["pharmacokinetics"], "named twice, or the model itself"),
-    (["nothing"], "unknown model"),
-])
-def test_rivals_that_cannot_be_compared_are_refused(names, message):
-    with pytest.raises(ConfigError, match=message):
-        rivals.find(LearnConfig(rivals=tuple(names)), ONE)
+def test_new_readings_are_held_against_last_nights_twin(learned):
+    found = tonight(learned[0], s0001=1.0, s0002=8.0)
+    assert set(found) == {"s0001", "s0002"} and {(r.status, r.new_readings) for r in found.values()} == {("checked", 1)}
+    assert not found["s0001"].changed and found["s0002"].changed and found["s0002"].p_parameters < 1e-3
 
 
-def test_a_rival_that_needs_more_than_the_records_hold_is_refused():
-    from twinlib.models.pharmacokinetics import Pharmacokinetics
-
-    hungry = Pharmacokinetics(name="hungry")
-    with pytest.raises(ConfigError, match="hungry: needs drug_oral, which the timelines of pharmacokinetics do not hold"):
-        rivals.check(hungry, ONE, LearnConfig())
+@pytest.mark.slow
+def test_the_answer_stays_until_there_is_a_newer_one(learned):
+    before = tonight(learned[0], s0003=1.0)
+    after = tonight(learned[0], s0004=1.0)
+    assert set(after) == {*before, "s0004"} and all(after[p] == before[p] for p in before)
 
 
 @pytest.mark.slow
