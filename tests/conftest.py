@@ -21,7 +21,7 @@ def spark():
     conf = {
         "spark.master": "local[2]",
         "spark.sql.shuffle.partitions": 2,
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m",  # the small default fills up, and compiling stops
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m",  # the small default fills up, and compiling stops
         "spark.driver.memory": "2g",
         "spark.databricks.delta.snapshotPartitions": 1,  # else 50 tasks to read the log of a table of two rows
     }

@@ -72,6 +72,7 @@ class GenerateConfig(Strict):
     days: Annotated[int, Field(ge=1, le=366)] = 14
     start: str = "2026-01-05"
     dirty: bool = True
+    faults: bool = False  # also whole-file and stretch faults, one kind per person (twinlib/synthetic/faults.py); JSON uploads as lines
     life: bool = False
 
 
@@ -118,7 +119,7 @@ class EpisodeConfig(Strict):
     require: tuple[str, ...] | None = None
     body_weight_kg: Annotated[float, Field(gt=0)] = 70.0  # stands in where none is known; marked as assumed
     stand_ins: dict[str, float] = {}  # the same for other covariates of the model
-    leave_out: tuple[str, ...] = ("flat_line", "jump", "compression_low", "overlap")  # flags of readings that a fit must not see
+    leave_out: tuple[str, ...] = ("flat_line", "jump", "compression_low", "overlap", "clock_off", "drift")  # flags of readings that a fit must not see
 
 
 class FitConfig(Strict):

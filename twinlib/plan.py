@@ -33,8 +33,8 @@ class Plan:
     attributes: cohorts.Attributes
 
     @classmethod
-    def of(cls, path: str | Path, as_of: datetime | None = None) -> Plan:
-        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made) raw files.
+    def of(cls, path: str | Path, as_of: datetime | None = None, landing: bool = False) -> Plan:
+        """Read and check configuration, model, prior, scenarios, cohorts, key and (unless they are yet to be made, or to land) raw files.
 
         Raises ConfigError or DataError.
         """
@@ -57,7 +57,7 @@ class Plan:
         cohorts.check_subgroups(config.subgroups, known)
         sources.load_key(config.pseudonym_key)
         plan = cls(config, packed, fitter, simulator, policies, known)
-        if config.generate is None:
+        if config.generate is None and not landing:
             plan.check_sources()
         return plan
 

@@ -24,6 +24,7 @@ _SETTINGS = {
     "spark.sql.shuffle.partitions": "8",
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
     "spark.sql.sources.partitionOverwriteMode": "static",
+    "spark.sql.maxConcurrentOutputFileWriters": "1",  # what comes in order of its folders is not sorted again
     "spark.sql.sources.parallelPartitionDiscovery.parallelism": "64",  # tasks in which VACUUM lists a table: Spark's 10,000 take minutes
     "spark.sql.debug.maxToStringFields": "10",
     "spark.executor.syncLogLevel.enabled": "true",

@@ -110,8 +110,9 @@ class Night(Runner):
                 return stage.unchanged()
             tombstones = frozenset(r[0] for r in s.read(schemas.FORGOTTEN).select("tombstone").collect())
             got = ingest(self.spark, self.config, key, tombstones)
-            for table, df in zip(tables, (got.patients, got.observations, got.exposures, got.events, got.identities, got.quarantine, got.counts)):
-                s.replace(table, df)
+            for table, df, check in got.frames():
+                s.replace(table, df, check)
+            s.replace(schemas.INGEST_COUNTS, got.counts)
             got.release()
             sensors, leave_out = load_vocabulary(self.config.vocabulary).sensors, self.config.episodes.leave_out
             s.append(schemas.SENSOR_QUALITY, quality.summary(s.read(schemas.OBSERVATIONS), sensors, leave_out, self.runs.run_id))

@@ -1,8 +1,13 @@
 """The kernel against an independent filter (SciPy's DOP853 and plain NumPy) and against closed properties."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 from scipy.integrate import solve_ivp
 
 from twinlib.engine.kernel import Data
@@ -12,6 +17,7 @@ from twinlib.models.glucose_insulin import MODEL
 
 from .conftest import BASAL
 
+REPO = Path(__file__).resolve().parents[2]
 KD, KE, LAG, P2, SENSOR_SD, VG, VI = (q.magnitude for q in (g.KD, g.KE, g.LAG, g.P2, g.SENSOR_SD, g.VG, g.VI))
 F = g.F
 
@@ -218,3 +224,23 @@ def test_disturbances_have_the_covariance_of_each_slot(kernel, patient):
     np.testing.assert_allclose(begin[:, 2].var(), sd**2, rtol=0.1)
     assert (variance == SENSOR_SD**2).all() and np.abs(np.corrcoef(flux[:, 0], flux[:, 1])[0, 1]) < 0.06
     np.testing.assert_allclose(out, kernel.simulate(same, lanes, row, noise, begin), rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_done(tmp_path):
+    """Linked anew, code that numba has just compiled differs in the last bit from what it loads: `compile` always loads."""
+    script = (
+        "import hashlib, sys; import numpy as np; from twinlib.engine.kernel import Data, Kernel; from twinlib.engine.schedule import Schedule\n"
+        "from twinlib.models.glucose_insulin import MODEL\n"
+        "k, n = Kernel(MODEL), 600; k.compile(); rng = np.random.default_rng(1)\n"
+        "rates, doses = rng.random((n, len(MODEL.inputs))), rng.random((n, sum(i.spread == 0 for i in MODEL.inputs)))\n"
+        "step = Schedule(np.arange(n + 1), np.full(n, 5.0), rates, doses, np.ones(n, bool))\n"
+        "data = Data.of(np.full((1, len(MODEL.constants)), 70.0), [step], [120 + 30 * rng.random((n + 1, 1))])\n"
+        "theta, who = MODEL.prior_mean[None], np.zeros(1, int); noise = k.smooth(theta, who, data)\n"
+        "found = [*noise, *k.innovations(theta, who, data), *[k.simulate(theta, who, data, *noise, halvings=h) for h in (0, 1)]]\n"
+        "print(hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in found)).hexdigest(), np.isfinite(found[-1]).all())"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "numba"), "TWINLIB_KERNELS": str(tmp_path / "kernels"), "PYTHONPATH": str(REPO)}
+    runs = [subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.split() for _ in range(2)]
+    assert runs[0] == runs[1] and runs[0][1] == "True"
+    assert list((tmp_path / "kernels").glob("*.compiled"))

@@ -321,9 +321,9 @@ def test_a_source_without_any_record_is_an_error(spark, tmp_path):
 
 def test_a_lost_record_is_an_error():
     count = {"source": "s", "rows_read": 5, "accepted": 3, "duplicates": 1, "quarantined": 1}
-    check_conservation([count], [], [])
+    check_conservation([count])
     with pytest.raises(DataError, match="s: records were lost: 5 read, 2 accepted"):
-        check_conservation([count | {"accepted": 2}], [], [])
+        check_conservation([count | {"accepted": 2}])
 
 
 def test_the_fingerprint_changes_with_files_mapping_and_key(tmp_path):

@@ -13,7 +13,7 @@ from tests.population.drugs import ONE
 from tests.small import configured
 from twinlib.config import LearnConfig
 from twinlib.errors import ConfigError
-from twinlib.population import learning, rivals
+from twinlib.population import learning, promotion, rivals
 from twinlib.report.population import describe
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas
@@ -176,3 +176,19 @@ def test_a_rival_that_needs_more_than_the_records_hold_is_refused():
     hungry = Pharmacokinetics(name="hungry")
     with pytest.raises(ConfigError, match="hungry: needs drug_oral, which the timelines of pharmacokinetics do not hold"):
         rivals.check(hungry, ONE, LearnConfig())
+
+
+@pytest.mark.slow
+def test_the_glucose_twin_learns_too_and_is_fitted_under_it(first):
+    """Eight patients' week of glucose: the likelihood rises, and the learnt version serves the fit."""
+    config = first.config.model_copy(update={"learn": LearnConfig(draws=40, iterations=200, tolerance=0.02, fixed=("flux_correlation_time",))})
+    night = Night(replace(first.plan, config=config), first.spark)
+    night.learn()
+    fit = night.storage.read(schemas.POPULATION_FITS).where(F.col("model") == "glucose_insulin").first()
+    assert (fit.patients, fit.patients_left_out) == (8, 0) and fit.status in ("converged", "singular_omega", "not_converged")
+    trace = [r.minus_two_log_likelihood for r in night.storage.read(schemas.POPULATION_TRACE).orderBy("iteration").collect()]
+    assert trace[-1] < trace[0] - 10
+    assert "glucose_insulin" in describe(night)
+    if fit.status == "converged":
+        under = promotion.chosen(night.storage, night.plan.fitter.model, fit.prior_version)
+        assert under.version == fit.prior_version and len(under.mean) == 8

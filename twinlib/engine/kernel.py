@@ -6,6 +6,8 @@ import functools
 import hashlib
 import importlib.util
 import os
+import pickle
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,8 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numba
 import numpy as np
 from filelock import FileLock
+from llvmlite.binding import get_host_cpu_name
 from numba import njit
 
 from twinlib.engine.codegen import generate
@@ -22,6 +26,7 @@ from twinlib.engine.contract import Model
 from twinlib.engine.schedule import Schedule
 from twinlib.engine.trace import trace
 
+_COMPILE = "import pickle, sys; pickle.load(sys.stdin.buffer).touch()"
 STEP = 1e-4  # of the copies, on the transformed scale: bias of the mode below 0.1 % of a posterior SD
 
 
@@ -190,24 +195,42 @@ class Kernel:
         return load(self.source)
 
     def compile(self) -> float:
-        """Compile all entry points, or load them from the disk cache; the seconds that took (next to nothing when it is done already).
+        """Load all entry points from the disk cache; the seconds that took (next to nothing when it is done already).
 
-        One process of a machine at a time: two that compile side by side take some functions from each other's cache, inline them or not,
-        and then differ in the last bit.
+        What is not there yet is compiled by a process of its own: code that numba has just compiled and the same code loaded from the cache
+        are linked differently, and then differ in the last bit. One process of a machine at a time, since two that compile side by side take
+        some functions from each other's cache. Where that process cannot, this one compiles.
         """
         began = time.monotonic()
+        mark, where = _path(self.source).with_suffix(".compiled"), f"{os.environ.get('NUMBA_CACHE_DIR')} {numba.__version__} {get_host_cpu_name()}"
+        with FileLock(mark.with_suffix(".lock")):
+            if (not mark.exists() or mark.read_text() != where) and self._compiled_apart():
+                mark.write_text(where)
+            self.touch()
+        return time.monotonic() - began
+
+    def _compiled_apart(self) -> bool:
+        """Whether a process of its own could compile: it cannot import a model that stands in a notebook."""
+        try:
+            given = pickle.dumps(self)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return False
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        return subprocess.run([sys.executable, "-c", _COMPILE], input=given, env=environment, capture_output=True).returncode == 0
+
+    def touch(self) -> None:
+        """Call every entry point once."""
         p, c = len(self.model.fitted), len(self.model.constants)
         count = len(self.model.inputs)
         doses = sum(i.spread == 0 for i in self.model.inputs)
         step = Schedule(np.array([0, 1]), np.ones(1), np.zeros((1, count)), np.zeros((1, doses)), np.ones(1, bool))
         data = Data.of(np.ones((1, c)), [step], [np.full((2, len(self.model.signals)), np.nan)])
         theta, who = self.model.prior_mean[None], np.zeros(1, int)
-        with FileLock(_path(self.source).with_suffix(".lock")), np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):
             self.innovations(theta, who, data)
             for exact in {False, self.module.sensitive} if p else ():
                 self.derivatives(theta, who, data, exact)
             self.simulate(theta, who, data, *self.smooth(theta, who, data))
-        return time.monotonic() - began
 
     @property
     def nominal_step(self) -> float:

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from twinlib.fusion.rules import overruled
 
 MINUTE = 60_000_000  # microseconds
+HOUR = 60 * MINUTE
 LARGEST = 26 * 60 * MINUTE  # a day and daylight saving; larger steps back are files put together
 DISORDER = 0.05  # share of steps against the file's order above which it has none
 FEWEST = 12  # readings from which an order can be told
@@ -41,7 +42,8 @@ def stretches(time: np.ndarray, value: np.ndarray, repeated: np.ndarray) -> list
     time (n,): micros; value (n,); repeated (n,) bool: the local time happened twice and `time` is the first pass.
     A step back of b that a step forward of b precedes or follows bounds a stretch: between the two steps the clock was ahead or behind.
     A lone step back leaves open which side is wrong: of both, the readings within the time that is covered twice. Repetitions of readings
-    (equal time and value), as in an export appended to another, are no jump.
+    (equal time and value), as in an export appended to another, are no jump. Within an hour that the zone repeats, what follows a step back is
+    its second pass.
     """
     n = len(time)
     if n < FEWEST:
@@ -64,6 +66,11 @@ def stretches(time: np.ndarray, value: np.ndarray, repeated: np.ndarray) -> list
             continue
         if copies and _repeats(time, value, k):
             continue
+        if repeated[k] and repeated[k + 1] and size <= HOUR + 2 * usual:  # the hour's second pass, whatever is missing of the two
+            last = k + int(np.argmin(np.append(repeated[k + 1 :], False)))
+            found.append(Stretch(int(k) + 1, last, HOUR))
+            taken = last
+            continue
         near = np.abs(steps - (usual + size)) <= 2 * usual
         before = np.flatnonzero(near[:k]) if k else np.empty(0, int)
         after = np.flatnonzero(near[k + 1 :]) + k + 1
@@ -71,8 +78,7 @@ def stretches(time: np.ndarray, value: np.ndarray, repeated: np.ndarray) -> list
         if len(before) and (not len(after) or k - before[-1] <= after[0] - k):
             found.append(Stretch(int(before[-1]) + 1, int(k), 0))
         elif len(after):
-            inside = slice(k + 1, after[0] + 1)
-            found.append(Stretch(int(k) + 1, int(after[0]), size if repeated[inside].all() else 0))
+            found.append(Stretch(int(k) + 1, int(after[0]), 0))
         else:
             first = k - np.argmax(time[k::-1] < time[k + 1]) + 1 if (time[: k + 1] < time[k + 1]).any() else 0
             later = time[k + 1 :] > time[k]

@@ -18,14 +18,24 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 DECIMALS = 6  # of canonical values that are compared
-KEY = ("patient_id", "target", "name", "kind", "extended", "utc")
+KEYS = {
+    "exposure": ("patient_id", "name", "kind", "extended", "utc"),
+    "event": ("patient_id", "name", "utc"),
+    "patient": ("patient_id",),
+}
 
 
-def settle(df: DataFrame) -> DataFrame:
-    """`df` (sound records as `ingest.judge` makes them) with `kept`, and the flags that the choice adds to `quality`."""
+def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
+    """`df` (sound records of one target but signals, for which see `readings`; as `ingest` selects them) with `kept`, and the flags that the choice adds to `quality`.
+
+    again: some of the records have been through here before, and bear the flags of what was dropped then. The result is that of all
+    records together, whatever came first.
+
+    Rows come out in order of bucket (where there is one), key and priority, the kept ones first.
+    """
     rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
     same = F.round("value", DECIMALS).alias("value")  # 5.5 mmol/L and 99.0858 mg/dL are one value
-    item = F.when(F.col("adds"), F.struct(same, "end", "label"))
+    item = F.when(F.col("adds"), F.struct(same, "end", "label")) if target in ("exposure", "event") else F.lit(None)
     df = df.withColumns(
         {
             "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
@@ -34,7 +44,8 @@ def settle(df: DataFrame) -> DataFrame:
             "original": ~F.array_contains("quality", "amended"),
         }
     )
-    in_order = Window.partitionBy(*KEY).orderBy("item", "origin", "original", "entry", "file", "place")  # one sort for everything
+    key = (*(["bucket"] if "bucket" in df.columns else []), *KEYS[target])
+    in_order = Window.partitionBy(*key).orderBy("item", "origin", "original", "entry", "file", "place")  # one sort for everything
     whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
     content = F.struct(same, "end")
     df = df.withColumns(
@@ -43,9 +54,18 @@ def settle(df: DataFrame) -> DataFrame:
             "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
             "leading": F.min("origin").over(whole),
             "one_source": F.min("origin").over(whole) == F.max("origin").over(whole),
-            "differ": (F.col("target") != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
+            "differ": F.lit(target != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
         }
     )
+    if again:
+        conflict, either = F.array_contains("quality", "conflict"), F.arrays_overlap("quality", F.array(F.lit("conflict"), F.lit("same_instant")))
+        df = df.withColumns(
+            {
+                "differ": F.col("differ") | F.max(either).over(whole),
+                "one_source": F.col("one_source") & ~F.max(conflict).over(whole),
+                "quality": F.array_except("quality", F.array(F.lit("conflict"), F.lit("same_instant"))),
+            }
+        )
     first = F.col("rank") == 1
     kept = first | (F.col("adds") & ~F.col("repeats"))
     flag = F.when(F.col("adds") & F.col("one_source"), "same_instant").otherwise("conflict")

@@ -2,50 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import reduce
+from functools import cached_property, partial, reduce
 
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.fusion import clock_jumps
+from twinlib.fusion.basal_share import too_small
 from twinlib.fusion.duplicates import settle
-from twinlib.fusion.entries import Entry, entry_frame, interpret, unit_frame
-from twinlib.fusion.identity import claims, identities, joined, relatives, resolve
+from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
+from twinlib.fusion.identity import Link, claims, identities, joined, relatives, resolve
 from twinlib.fusion.judge import judge
-from twinlib.fusion.quality import flagged
+from twinlib.fusion.readings import readings
 from twinlib.fusion.rules import RULES, overruled
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.forgotten import tombstone, without_forgotten
-from twinlib.sources.records import Source
-from twinlib.tables.schemas import EVENTS, EXPOSURES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
+from twinlib.sources.records import Part, Source
+from twinlib.tables.contracts import Table
+from twinlib.tables.ordered import AHEAD
+from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
+from twinlib.tables.storage import bucket_of
 
-CONTRADICTION_MINIMUM = 5  # readings of one patient below which a median says nothing about the unit
+CONTRADICTION_MINIMUM = 5  # readings of one patient in one file below which the middle says nothing about the unit
 
 
-@dataclass(frozen=True)
+@dataclass
+class Counted:
+    """Records (`plain`) that are counted by entry while something else computes `frame`. conditions: what is counted, by name."""
+
+    plain: DataFrame
+    entries: Sequence[Entry]
+    conditions: dict[str, Column]
+    computed: bool = False  # `frame` has been computed
+
+    def __post_init__(self):
+        self._observation = Observation()
+        self.frame = self.plain.observe(self._observation, *self._sums())
+
+    def counts(self) -> dict[int, dict[str, int]]:
+        """The counts by number of entry; what has not been counted so far is counted now."""
+        found = self._observed() or self.plain.agg(*self._sums()).first().asDict()
+        return {e.number: {n: found[f"{n}{e.number}"] for n in self.conditions} for e in self.entries}
+
+    def _sums(self) -> list[Column]:
+        counts = [F.count_if((F.col("entry") == e.number) & c).alias(f"{n}{e.number}") for e in self.entries for n, c in self.conditions.items()]
+        return [F.count(F.lit(1)).alias("all"), *counts]
+
+    def _observed(self) -> dict[str, int] | None:
+        if not self.computed:
+            return None
+        try:
+            return self._observation.get
+        except Py4JJavaError:  # Spark saw that nothing is there, and left the counting out
+            return None
+
+
+@dataclass
 class Ingested:
-    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, QUARANTINE, INGEST_COUNTS, IDENTITIES; `release` when they are written."""
+    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE; `release` when they are written.
+
+    Each frame can be computed on its own. Their records are counted on the way (`counted`, by target and for quarantine); `survey` has
+    files, rows_ignored and rows_read by number of entry.
+    """
 
     patients: DataFrame
-    observations: DataFrame
+    ordered: DataFrame  # observations in the order in which they are stored (see tables.ordered)
     exposures: DataFrame
     events: DataFrame
-    quarantine: DataFrame
-    counts: DataFrame
     identities: DataFrame
+    quarantine: DataFrame
+    counted: dict[str, Counted]
+    survey: DataFrame
+    read: dict[int, dict[str, int]]
+    spark: SparkSession
+    entries: Sequence[Entry]
     cached: tuple[DataFrame, ...]
+
+    def frames(self) -> Iterator[tuple[Table, DataFrame, Callable[[], None]]]:
+        """Tables in the order in which they are to be written, each with a check to call when its frame has just been computed.
+
+        A check raises DataError where the records of the table's sources do not add up.
+        """
+        frames = {
+            QUARANTINE: (self.quarantine, "quarantine"), OBSERVATIONS: (self.ordered, "observation"), EXPOSURES: (self.exposures, "exposure"),
+            EVENTS: (self.events, "event"), PATIENTS: (self.patients, "patient"),
+        }  # fmt: skip
+
+        def check(target: str) -> None:
+            self.counted[target].computed = True
+            if target != "quarantine":
+                check_conservation(self.rows(target))
+
+        for table, (frame, target) in frames.items():
+            yield table, frame, partial(check, target)
+        yield IDENTITIES, self.identities, lambda: None
+
+    @property
+    def observations(self) -> DataFrame:
+        return OBSERVATIONS.conform(self.ordered.drop(AHEAD))
+
+    @cached_property
+    def counts(self) -> DataFrame:
+        """INGEST_COUNTS. Raises DataError where records were lost."""
+        rows = by_source(row for target in ("patient", "observation", "exposure", "event", "none") for row in self.rows(target))
+        check_conservation(rows)
+        return INGEST_COUNTS.conform(self.spark.createDataFrame(pa.Table.from_pylist(rows)))
+
+    def landed(self) -> DataFrame:
+        """source, file, files (1 where the file is counted under this source), rows_ignored, rows_read."""
+        names = F.broadcast(entry_frame(self.spark, self.entries).select("entry", "source"))
+        sums = [F.sum(n).alias(m) for n, m in (("files", "files"), ("ignored", "rows_ignored"), ("rows", "rows_read"))]
+        return self.survey.join(names, "entry", "inner").groupBy("source", "file").agg(*sums)
+
+    def rows(self, target: str) -> list[dict]:
+        """What INGEST_COUNTS has of the entries of one target, a row for each."""
+        some, refused = [e for e in self.entries if e.meaning.target == target], self.counted["quarantine"].counts()
+        kept = self.counted[target].counts() if target in self.counted else {e.number: {"accepted": 0, "duplicates": 0} for e in some}
+        return [{"source": e.meaning.source, **self.read[e.number], **kept[e.number], **refused[e.number]} for e in some]
 
     def release(self) -> None:
         for df in self.cached:
             df.unpersist()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A judged part of a source (`judge.COLUMNS`), and the entries that its records may have."""
+
+    frame: DataFrame
+    entries: Sequence[Entry]
 
 
 def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
@@ -61,84 +156,213 @@ def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: froze
     sources = open_sources(config)
     vocabulary = load_vocabulary(config.vocabulary)
     entries = interpret(sources, vocabulary)
-    return fuse(spark, sources, entries, key, vocabulary.sensors, config.identity, config.as_of, tombstones)
+    return fuse(
+        spark, sources, entries, key, vocabulary.sensors, config.storage.buckets, None, config.identity, config.as_of, tombstones,
+    )  # fmt: skip
 
 
 def fuse(
-    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor],
-    identity: IdentityConfig | None = None, as_of: datetime | None = None, tombstones: frozenset[str] = frozenset(),
-) -> Ingested:
-    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report."""
-    read = judge(spark, _records(spark, sources, key), entries)
-    if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
-        read = read.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
-    read = read.persist(StorageLevel.MEMORY_AND_DISK)
-    stated = claims(identity, read, sources, [e.origin for e in entries], key) if identity else []
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, sensors: Mapping[str, Sensor], buckets: int = 1,
+    stored: Callable[[Table], DataFrame] | None = None, identity: IdentityConfig | None = None, as_of: datetime | None = None,
+    tombstones: frozenset[str] = frozenset(),
+) -> Ingested:  # fmt: skip
+    """`ingest` for opened sources, their interpreted entries, and the settings of the signals that sensors report.
+
+    stored: reads tables that hold earlier records; those of the patients concerned stand beside the new ones, as if they had come
+    together, and a source may then have no records.
+
+    What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
+    """
+    parts, cached = _judged(spark, sources, entries, key, as_of)
+    claimed = _union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
+    stated = claims(identity, claimed, sources, [e.origin for e in entries], key) if identity else []
     withdrawn = relatives(stated, tombstones, key)
     found = resolve(c for c in stated if c.patient not in withdrawn)
-    alive = without_forgotten(read, tombstones | {tombstone(key, p) for p in withdrawn}, key)
-    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
-    judged = joined(spark, clock_jumps.applied(spark, alive, clock_jumps.find(alive, sensed)), found)
-    known = F.broadcast(entry_frame(spark, entries).select("entry", "origin", "source", "target", "name", "kind", "adds"))
-    wrong_units = _contradictions(spark, judged, entries).persist()  # few rows, needed by every result
-    final = _overrule(judged, wrong_units).join(known, "entry", "inner")
-    sound = final.filter(F.col("ignored").isNull() & F.col("reason").isNull())
-    settled = settle(sound.drop("record", "detail", "reason", "unit", "ignored", "identifiers")).persist(StorageLevel.MEMORY_AND_DISK)
-    counts = _counts(final, settled, entries)
-    check_conservation(counts, sources, entries)
-    kept = settled.filter("kept")
+    gone = tombstones | {tombstone(key, p) for p in withdrawn}
+    parts = [Judged(_one_clock(spark, without_forgotten(p.frame, gone, key), p.entries, sensors, found), p.entries) for p in parts]
+    survey = _survey(spark, parts).persist()
+    read = _read(survey, entries)
+    if stored is None:
+        check_presence(read, sources, entries)
+    seen = survey.select("patient_id").where("patient_id IS NOT NULL").distinct()
+    earlier = {t: _stored(spark, stored(table), seen, entries) for t, table in TABLES.items()} if stored else {}
+    wrong_units = _contradictions(survey, parts).persist()
+    contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
+    final = [Judged(_overruled(p, wrong_units, contradicted), p.entries) for p in parts]
+    fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
+    sound = {t: _sound(spark, final, t, buckets, earlier.get(t)) for t in ("patient", "observation", "exposure", "event")}
+    settled = {
+        t: readings(df, sound["exposure"], entries, sensors, buckets, t in earlier)
+        if t == "observation"
+        else settle(df.repartitionById(buckets, F.col("bucket")), t, t in earlier)
+        for t, df in sound.items()
+    }
+    counted = {t: Counted(df, [e for e in entries if e.meaning.target == t], fates) for t, df in settled.items()}
+    counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
-        patients=_patients(final, settled),
-        observations=_observations(kept, entries, sensors),
-        exposures=_exposures(kept),
-        events=_events(kept),
-        quarantine=_quarantine(spark, final, entries),
-        counts=INGEST_COUNTS.conform(spark.createDataFrame(pa.Table.from_pylist(counts))),
+        patients=_patients(spark, survey, counted["patient"].frame, entries),
+        ordered=counted["observation"].frame.filter("kept").drop("entry", "kept"),
+        exposures=_exposures(counted["exposure"].frame.filter("kept")),
+        events=_events(counted["event"].frame.filter("kept")),
         identities=identities(spark, found, sources),
-        cached=(read, wrong_units, settled),
+        quarantine=_quarantine(spark, counted["quarantine"].frame, entries),
+        counted=counted,
+        survey=survey,
+        read=read,
+        spark=spark,
+        entries=entries,
+        cached=(*cached, survey, wrong_units),
     )
 
 
-def _records(spark: SparkSession, sources: Sequence[Source], key: bytes) -> DataFrame:
-    firsts = [sum(len(s.meanings) for s in sources[:k]) for k in range(len(sources))]
-    return reduce(DataFrame.unionByName, [s.records(spark, key, first) for s, first in zip(sources, firsts)])
+def _judged(
+    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, as_of: datetime | None
+) -> tuple[list[Judged], list[DataFrame]]:
+    """Every part judged record by record, without what became known after `as_of`; and what is kept of them."""
+    parts, cached, first = [], [], 0
+    for source in sources:
+        records = source.records(spark, key, first)
+        for part in [Part(records)] if isinstance(records, DataFrame) else records:
+            some = entries[first : first + len(source.meanings)] if part.entry is None else [entries[part.entry]]
+            frame = judge(spark, part.frame, some)
+            if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
+                frame = frame.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
+            if part.entry is None:
+                cached.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
+            parts.append(Judged(frame, some))
+        first += len(source.meanings)
+    return parts, cached
 
 
-def _contradictions(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """(entry, patient_id, unit, contradicted) where the median is implausible in the declared unit, but not in another one."""
-    ranges = entry_frame(spark, entries).select("entry", "low", "high", "alternatives")
-    medians = (
-        judged.filter(F.col("value").isNotNull() & F.col("patient_id").isNotNull() & ~F.array_contains("quality", "saturated"))
-        .groupBy("entry", "patient_id", "unit")
-        .agg(F.count(F.lit(1)).alias("n"), F.median("value").alias("median"))
-        .join(F.broadcast(ranges), "entry", "inner")
-        .join(F.broadcast(unit_frame(spark, entries)), ["entry", "unit"], "inner")
+def _one_clock(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor], found: Sequence[Link]) -> DataFrame:
+    """`judged` with the records of sensors whose clock was set refused or moved, and each person under one id."""
+    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
+    return joined(spark, clock_jumps.applied(spark, judged, clock_jumps.find(judged, sensed)), found)
+
+
+def _union(frames: Iterable[DataFrame]) -> DataFrame:
+    return reduce(DataFrame.unionByName, frames)
+
+
+def _survey(spark: SparkSession, parts: Sequence[Judged]) -> DataFrame:
+    """(entry, patient_id, file, unit, files, ignored, rows, n, below, above, fits): what a patient's records in one file look like as a whole.
+
+    n counts usable values, below and above those out of the plausible range; `fits` tells for each of the units that might be meant
+    whether the middle value would be plausible in it.
+    """
+    return _union(_survey_of(spark, p) for p in parts)
+
+
+def _survey_of(spark: SparkSession, part: Judged) -> DataFrame:
+    units = max(len(e.alternatives) for e in part.entries)
+    df = part.frame.select("entry", "patient_id", "file", "unit", "value", "worded", "ignored")
+    df = converted(spark, described(spark, df, part.entries, "low", "high", "alternatives"), part.entries)
+    value, low, high = F.when(~F.col("worded"), F.col("value")), F.col("low"), F.col("high")
+    raw = (value - F.col("shift")) / F.col("factor")
+    meant = [raw * a.factor + a.offset for a in (F.get("alternatives", F.lit(k)) for k in range(units))]
+    record = F.col("ignored").isNull()
+    counted = df.groupBy("entry", "patient_id", "file", "unit").agg(
+        F.count_if(~record).alias("files"),
+        F.coalesce(F.sum("ignored"), F.lit(0)).alias("ignored"),
+        F.count_if(record).alias("rows"),
+        F.count(value).alias("n"),
+        F.count_if(value < low).alias("below"),
+        F.count_if(value > high).alias("above"),
+        *[F.count_if(~(m < low)).alias(f"from_{k}") for k, m in enumerate(meant)],
+        *[F.count_if(~(m > high)).alias(f"to_{k}") for k, m in enumerate(meant)],
     )
-    raw, low, high = (F.col("median") - F.col("shift")) / F.col("factor"), F.col("low"), F.col("high")
-    fits_another = F.exists("alternatives", lambda a: (raw * a.factor + a.offset).between(low, high))
-    wrong = medians.filter((F.col("n") >= CONTRADICTION_MINIMUM) & ~F.col("median").between(low, high) & fits_another)
-    return wrong.select("entry", "patient_id", "unit", F.lit(True).alias("contradicted"))
+    fits = [(2 * F.col(f"from_{k}") > F.col("n")) & (2 * F.col(f"to_{k}") > F.col("n")) for k in range(units)]
+    return counted.select(
+        "entry", "patient_id", "file", "unit", "files", "ignored", "rows", "n", "below", "above",
+        (F.greatest(*fits, F.lit(False)) if fits else F.lit(False)).alias("fits"),
+    )  # fmt: skip
 
 
-def _overrule(judged: DataFrame, contradictions: DataFrame) -> DataFrame:
-    """Refuses all records of a patient, entry and unit that contradict their unit."""
-    df = judged.join(F.broadcast(contradictions), ["entry", "patient_id", "unit"], "left")
-    wrong = F.coalesce("contradicted", F.lit(False))
-    return df.withColumn("reason", overruled(F.col("reason"), wrong, "unit_contradicts_values")).drop("contradicted")
+def _contradictions(survey: DataFrame, parts: Sequence[Judged]) -> DataFrame:
+    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one,
+    and where basal rates are too small beside the patient's boluses.
+
+    A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
+    """
+    outside = 2 * F.greatest("below", "above") > F.col("n")
+    wrong = survey.filter((F.col("n") >= CONTRADICTION_MINIMUM) & F.col("patient_id").isNotNull() & outside & F.col("fits"))
+    found = wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
+    rates, doses = (
+        [e.number for p in parts for e in p.entries if (e.meaning.name, e.meaning.kind) == which] for which in (("insulin_basal", "rate"), ("insulin_bolus", "dose"))
+    )
+    if not rates or not doses:
+        return found
+    looked_at = [p.frame for p in parts if any(e.number in (*rates, *doses) for e in p.entries)]
+    small = too_small(_union(f.select("entry", "patient_id", "file", "unit", "utc", "value", "reason", "ignored") for f in looked_at), rates, doses)
+    return found.unionByName(small).distinct()
+
+
+def _overruled(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> DataFrame:
+    """Refuses all records of a patient, file, entry and unit that contradict their unit."""
+    own = sorted(contradicted & {e.number for e in part.entries})
+    if not own:
+        return part.frame
+    found = F.broadcast(wrong_units.filter(F.col("entry").isin(own)))
+    keys = [*(["entry"] if len(part.entries) > 1 else []), "patient_id", "file", "unit"]
+    df = part.frame.join(found.select(*keys, "contradicted"), keys, "left")
+    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)), "unit_contradicts_values")).drop("contradicted")
+
+
+# what duplicates and results need of a sound record
+_SOUND = (
+    "entry",
+    "file",
+    "line",
+    "part",
+    "device",
+    "patient_id",
+    "utc",
+    "end",
+    "value",
+    "label",
+    "utc_offset_minutes",
+    "available_at",
+    "quality",
+    "sex",
+    "birth_date",
+)
+_NAMES = ("origin", "source", "target", "name", "kind", "adds")
+TABLES = {"observation": OBSERVATIONS, "exposure": EXPOSURES}
+
+
+def _stored(spark: SparkSession, table: DataFrame, patients: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+    """Stored rows of some patients as sound records (_SOUND and _NAMES)."""
+    own = entry_frame(spark, entries).select("entry", *_NAMES)
+    df = table.join(patients, "patient_id", "left_semi")
+    if "signal" in df.columns:
+        df = df.withColumnsRenamed({"signal": "name", "time": "utc"}).join(F.broadcast(own.drop("kind").dropDuplicates(["source", "name"])), ["source", "name"])
+        df = df.withColumns({"end": F.lit(None).cast("timestamp"), "label": F.lit(None).cast("string"), "kind": F.lit(None).cast("string")})
+    else:
+        df = df.withColumnsRenamed({"agent": "name", "start": "utc", "amount": "value"})
+        df = df.join(F.broadcast(own.dropDuplicates(["source", "name", "kind"])), ["source", "name", "kind"])
+        df = df.withColumn("device", F.lit(None).cast("string"))
+    df = df.withColumns({"part": F.lit(None).cast("int"), "sex": F.lit(None).cast("string"), "birth_date": F.lit(None).cast("date")})
+    return df.select(*_SOUND, *_NAMES)
+
+
+def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: int, earlier: DataFrame | None = None) -> DataFrame:
+    """Sound records of a target, with the bucket of their patients."""
+    frames = []
+    for part in parts:
+        if any(e.meaning.target == target for e in part.entries):
+            df = part.frame.filter(F.col("ignored").isNull() & F.col("reason").isNull()).select(*_SOUND)
+            df = described(spark, df, part.entries, *_NAMES)
+            frames.append(df if len(part.entries) == 1 else df.filter(F.col("target") == target))
+    if not frames:
+        frames = [described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, *_NAMES).filter(F.lit(False))]
+    if earlier is not None:
+        frames.append(earlier)
+    return _union(frames).withColumn("bucket", bucket_of(buckets))
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
 
 _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
-
-
-def _observations(kept: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor]) -> DataFrame:
-    df = kept.filter("target = 'observation'").select(
-        "patient_id", F.col("name").alias("signal"), F.col("utc").alias("time"), "value", "device", *_PROVENANCE
-    )
-    measured = [(e.meaning.name, e.meaning.has_device) for e in entries if e.meaning.target == "observation"]
-    one_device = len({name for name, _ in measured}) == len(measured) and not any(named for _, named in measured)
-    return OBSERVATIONS.conform(flagged(df, sensors, [e.meaning.source for e in entries], one_device))
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
@@ -162,21 +386,25 @@ def _events(kept: DataFrame) -> DataFrame:
     return EVENTS.conform(df)
 
 
-def _patients(judged: DataFrame, settled: DataFrame) -> DataFrame:
+def _patients(spark: SparkSession, survey: DataFrame, stated: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     """Everybody whose records were seen, refused ones included; attributes from the first record that states them."""
     place = ("origin", "entry", "file", "line")
 
     def first_stated(name: str) -> Column:
         return F.min(F.when(F.col(name).isNotNull(), F.struct(*place, name)))[name].alias(name)
 
+    names = F.broadcast(entry_frame(spark, entries).select("entry", "source"))
     seen = (
-        judged.filter("patient_id IS NOT NULL").groupBy("patient_id").agg(F.sort_array(F.collect_set("source")).alias("sources"))
+        survey.filter("patient_id IS NOT NULL")
+        .join(names, "entry", "inner")
+        .groupBy("patient_id")
+        .agg(F.sort_array(F.collect_set("source")).alias("sources"))
     )
-    stated = settled.filter("target = 'patient'").groupBy("patient_id").agg(first_stated("sex"), first_stated("birth_date"))
-    return PATIENTS.conform(seen.join(stated, "patient_id", "left").select("patient_id", "sex", "birth_date", "sources"))
+    attributes = stated.groupBy("patient_id").agg(first_stated("sex"), first_stated("birth_date"))
+    return PATIENTS.conform(seen.join(attributes, "patient_id", "left").select("patient_id", "sex", "birth_date", "sources"))
 
 
-def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+def _quarantine(spark: SparkSession, refused: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     schema = pa.schema([("entry", pa.int32()), ("reason", pa.string()), ("expected", pa.string())])
     expected = [
         {"entry": e.number, "reason": r.code, "expected": r.expected(e)}
@@ -185,9 +413,19 @@ def _quarantine(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry]
         if e.meaning.target in r.targets and _applies(r.code, e)
     ]
     details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
-    df = judged.filter("reason IS NOT NULL").join(details, ["entry", "reason"], "left")
+    names = F.broadcast(entry_frame(spark, entries).select("entry", "source"))
+    refused = refused.join(names, "entry", "inner").join(details, ["entry", "reason"], "left")
     return QUARANTINE.conform(
-        df.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+        refused.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
+    )
+
+
+def _refused(df: DataFrame) -> DataFrame:
+    """Refused records; the text of those that Spark has read itself is made here, and for no other."""
+    nested = isinstance(df.schema["record"].dataType, StructType)
+    record = F.to_json("record", {"ignoreNullFields": "false"}) if nested else F.col("record")
+    return df.filter(F.col("reason").isNotNull()).select(
+        "entry", "file", "line", "part", "patient_id", "reason", "detail", record.alias("record")
     )
 
 
@@ -197,38 +435,44 @@ def _applies(code: str, e: Entry) -> bool:
     return True
 
 
-def _counts(judged: DataFrame, settled: DataFrame, entries: Sequence[Entry]) -> list[dict]:
-    """Rows of INGEST_COUNTS, one per source name. What was read and refused is counted before, what was kept and dropped after duplicates."""
-    record = F.col("ignored").isNull()
-    before = judged.groupBy("entry").agg(
-        F.count_if(~record).alias("files"),
-        F.coalesce(F.sum("ignored"), F.lit(0)).alias("rows_ignored"),
-        F.count_if(record).alias("rows_read"),
-        F.count_if(record & F.col("reason").isNotNull()).alias("quarantined"),
-    )
-    after = settled.groupBy("entry").agg(F.count_if("kept").alias("accepted"), F.count_if(~F.col("kept")).alias("duplicates"))
-    names = ("files", "rows_ignored", "rows_read", "accepted", "duplicates", "quarantined")
-    counted = {e.number: dict.fromkeys(names, 0) for e in entries}
-    for row in [*after.collect(), *before.collect()]:
-        counted[row.entry] |= {k: v for k, v in row.asDict().items() if k != "entry"}
-    files = {e.meaning.group: counted[e.number]["files"] for e in reversed(entries) if counted[e.number]["files"]}
+def _read(survey: DataFrame, entries: Sequence[Entry]) -> dict[int, dict[str, int]]:
+    """files, rows_ignored and rows_read by number of entry."""
+    sums = [F.sum(n).alias(n) for n in ("files", "ignored", "rows")]
+    found = {r.entry: r for r in survey.groupBy("entry").agg(*sums).collect()}
+    files = {e.meaning.group: found[e.number].files for e in reversed(entries) if e.number in found and found[e.number].files}
+    return {
+        e.number: {
+            "files": files.get(e.meaning.group, 0),
+            "rows_ignored": found[e.number].ignored if e.number in found else 0,
+            "rows_read": found[e.number].rows if e.number in found else 0,
+        }
+        for e in entries
+    }
+
+
+def by_source(rows: Iterable[dict]) -> list[dict]:
+    """Rows of INGEST_COUNTS: those of entries that are counted under one source name added up; files are the same for each."""
     result: dict[str, dict] = {}
-    for e in entries:
-        total = result.setdefault(e.meaning.source, {"source": e.meaning.source, **dict.fromkeys(names, 0)})
-        total |= {n: total[n] + counted[e.number][n] for n in names[1:]} | {"files": files.get(e.meaning.group, 0)}
+    for row in rows:
+        total = result.setdefault(row["source"], {n: v if n in ("source", "files") else 0 for n, v in row.items()})
+        total |= {n: total[n] + v for n, v in row.items() if n not in ("source", "files")}
     return list(result.values())
 
 
-def check_conservation(counts: Sequence[dict], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
-    """Raises DataError where a source's records do not add up, or a whole source has none."""
+def check_conservation(counts: Iterable[dict]) -> None:
+    """Raises DataError where the records of an entry do not add up."""
     for c in counts:
         if c["rows_read"] != c["accepted"] + c["duplicates"] + c["quarantined"]:
             raise DataError(
                 f"{c['source']}: records were lost: {c['rows_read']} read, {c['accepted']} accepted, "
                 f"{c['duplicates']} duplicates, {c['quarantined']} quarantined"
             )
+
+
+def check_presence(read: dict[int, dict[str, int]], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
+    """Raises DataError where a whole source has no record."""
     for origin, source in enumerate(sources):
-        own = {e.meaning.source: e.meaning.group for e in entries if e.origin == origin}
-        if not any(c["rows_read"] for c in counts if c["source"] in own):
-            files = sum({own[c["source"]]: c["files"] for c in counts if c["source"] in own}.values())
+        own = [e for e in entries if e.origin == origin]
+        if not any(read[e.number]["rows_read"] for e in own):
+            files = sum({e.meaning.group: read[e.number]["files"] for e in own}.values())
             raise DataError(f"source {source.name}: no records in {files} files; expected at least one")

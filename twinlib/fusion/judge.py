@@ -7,9 +7,10 @@ from functools import reduce
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
 
 from twinlib.fusion import clocks
-from twinlib.fusion.entries import FIXED, Entry, entry_frame, unit_frame
+from twinlib.fusion.entries import DESCRIBED, FIXED, Entry, converted, described
 from twinlib.fusion.rules import reason
 from twinlib.sources.mapping import SECONDS, Clock
 
@@ -45,6 +46,7 @@ COLUMNS = (
     "utc",
     "end",
     "value",
+    "worded",
     "label",
     "device",
     "utc_offset_minutes",
@@ -59,13 +61,15 @@ COLUMNS = (
 def judge(spark: SparkSession, records: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     """RECORDS with numbers, instants in UTC and quality flags in place of texts (COLUMNS), `reason` null where sound.
 
+    entries: those that the records may have; with a single one all that depends on the entry is constant (see `records.Part`).
+
     Files whose order of day and month must be found are read twice, the first time for their time stamps only.
     """
-    df = (
-        records.withColumn("unit", F.coalesce("unit", F.lit(FIXED)))
-        .join(F.broadcast(entry_frame(spark, entries).drop("alternatives")), "entry", "inner")
-        .join(F.broadcast(unit_frame(spark, entries)), ["entry", "unit"], "left")
-    )
+    df = records.withColumn("unit", F.coalesce("unit", F.lit(FIXED)))
+    df = converted(spark, described(spark, df, entries, *DESCRIBED), entries)
+    if "stamp" not in df.columns:
+        untyped = {"stamp": F.lit(None).cast("timestamp"), "stamp_named": F.lit(False), "amount": F.lit(None).cast("double")}
+        df = df.withColumns(untyped)
     undecided = [e for e in entries if e.meaning.clock and e.meaning.clock.order == "auto"]
     df = _with_wall(df, entries, undecided)
     return (
@@ -136,6 +140,8 @@ def _with_wall(df: DataFrame, entries: Sequence[Entry], undecided: Sequence[Entr
             columns["until_wall"] = over
         elif dated:
             columns[name] = F.coalesce(over, columns[name])
+    columns["wall"] = F.coalesce("stamp", columns["wall"])
+    columns["wall_named"] = F.when(F.col("stamp").isNotNull(), F.col("stamp_named")).otherwise(columns["wall_named"])
     return df.withColumns(columns)
 
 
@@ -175,6 +181,7 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
                 "quality": F.concat(
                     _flag(holds(clocks.ambiguous), "ambiguous_local_time"),
                     _flag(F.col("worded"), "saturated"),
+                    _flag(_undecodable(df), "undecodable_text"),
                     _flag(F.col("over").isNotNull(), "date_only"),
                     F.when(F.col("flags").isNotNull(), F.split("flags", " ")).otherwise(F.array().cast("array<string>")),
                 ),
@@ -184,6 +191,12 @@ def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
         )
         .withColumn("end", F.coalesce("stated_end", lasting))
     )
+
+
+def _undecodable(df: DataFrame) -> Column:
+    """The line held bytes that are no text in the file's encoding (the reader leaves U+FFFD in their place)."""
+    text = isinstance(df.schema["record"].dataType, StringType)  # else typed columns, which were checked when they were written
+    return F.coalesce(F.col("record").contains("\ufffd"), F.lit(False)) if text else F.lit(False)
 
 
 # --- numbers and attributes -----------------------------------------------------------------------------------------------
@@ -215,10 +228,10 @@ def _with_numbers(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     )
     return df.withColumns(
         {
-            "no_time": F.col("time").isNull(),
-            "no_value": text.isNull(),
+            "no_time": F.col("time").isNull() & F.col("stamp").isNull(),
+            "no_value": text.isNull() & F.col("amount").isNull(),
             "worded": word.isNotNull(),
-            "number": F.coalesce(word, _number(digits)),
+            "number": F.coalesce("amount", word, _number(digits)),
             "seconds": _number(F.col("duration")) * F.col("duration_seconds"),
             "offset_minutes": _number(F.col("offset")) * per_minute,
             "label": F.lower("label"),

@@ -20,13 +20,12 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from twinlib.fusion import grids
 from twinlib.fusion.asof import histories, known_at
+from twinlib.fusion.grids import DAY, MINUTE, MONDAY
 from twinlib.fusion.layout import PATIENT_COVARIATES, Layout
 from twinlib.tables.schemas import COVARIATES, INPUTS, TIMELINES
 
-MINUTE = 60_000_000  # microseconds
-DAY = 1440 * MINUTE
-MONDAY = 4 * DAY  # 1970-01-05
 ACTION_MINUTES = {"insulin_long_acting": 1440}  # agents whose dose acts evenly over a fixed time
 LONGEST_OPEN_RATE = DAY  # a rate without end that no other follows
 TRAVEL = DAY  # how far apart two local clocks of one patient can be
@@ -60,39 +59,14 @@ def _offset_of(first: Column) -> Column:
 
 
 def _gridded(observations: DataFrame, layout: Layout) -> DataFrame:
-    """patient_id, block, first (see _first), begin and until (micros of the first and last reading), and per gridded signal s
-    `hours_s`: array of (hour, values), sorted by hour.
-
-    Hours count from 1970 (UTC) and begin half a step early; `values` are the means of the readings within half a step of the
-    hour's ticks, NaN where there is none. Hours that hold no reading are not there.
-    """
-    step, per_hour = layout.step, 60 // layout.step
-    micros = F.unix_micros("time")
-    tick = _floor_div(micros + step * MINUTE // 2, step * MINUTE)
-    records = (
-        _records(observations, layout.grids, layout)
-        .select(
-            "patient_id", "signal", micros.alias("micros"), tick.alias("tick"), _offset(step).alias("offset"),
-            F.round(F.col("value") * 1e6).cast("long").alias("value"),
-        )
-        .repartition("patient_id")
-        .select(
-            "patient_id", "signal", "value", "micros",
-            _first(F.col("micros"), F.col("offset")).alias("first"),
-            F.pmod("tick", F.lit(per_hour)).alias("slot"),
-            _floor_div(F.col("tick"), per_hour).alias("hour"),
-            _block(F.col("tick") * step * MINUTE, F.col("offset"), layout.days).alias("block"),
-        )
+    """patient_id, block, first (see _first), begin, until and per gridded signal s `hours_s`: see `grids.pieces`."""
+    place = F.array_position(F.array(*[F.lit(n) for n in layout.grids]), F.col("signal")) - 1
+    records = _records(observations, layout.grids, layout).select(
+        "patient_id", place.alias("signal"), F.unix_micros("time").alias("micros"), F.round(F.col("value") * 1e6).cast("long").alias("value"),
+        _offset(layout.step).alias("offset"),
     )
-    here = [F.when(F.col("slot") == k, F.col("value")) for k in range(per_hour)]
-    hours = records.groupBy("patient_id", "block", "signal", "hour").agg(
-        *_span("micros", "micros"), *[(F.sum(v) / F.count(v) / 1e6).cast("float").alias(f"v{k}") for k, v in enumerate(here)]
-    )
-    hour = F.struct("hour", F.array(*[F.coalesce(f"v{k}", _nan()) for k in range(per_hour)]).alias("values"))
-    return hours.groupBy("patient_id", "block").agg(
-        *_span("begin", "until"),
-        *[F.sort_array(F.collect_list(F.when(F.col("signal") == s, hour))).alias(f"hours_{s}") for s in layout.grids],
-    )
+    together = records.repartition("patient_id").sortWithinPartitions("patient_id")
+    return together.mapInArrow(grids.hourly(layout.grids, layout.step, layout.days), grids.schema(layout.grids))
 
 
 def _listed(observations: DataFrame, layout: Layout) -> DataFrame:

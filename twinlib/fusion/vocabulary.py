@@ -77,8 +77,9 @@ class Sensor(Strict):
     session_pause_minutes, and warm_up_minutes are its start. flat_minutes: how long a sensor may repeat one value. A reading is a jump
     where it differs from both neighbours, on the same side, by more than jump_level + jump_per_minute * minutes between them. A
     compression low is a dip of dip_depth or more from night_from to night_to (hours, local), at most dip_minutes long, whose edges are
-    steeper than edge_per_minute. overlap_minutes: devices whose readings are nearer than this report at the same time.
-    Levels are in the canonical unit.
+    steeper than edge_per_minute. overlap_minutes: devices whose readings are nearer than this report at the same time. The signal rises
+    with doses of the agent `rises_with`, and a clock that is shift_minutes or more off them is wrong. Readings of the signal `meter`, at
+    least meter_readings within meter_minutes, tell of a drift of more than meter_share. Levels are in the canonical unit.
     """
 
     lowest: float | None = None
@@ -95,11 +96,18 @@ class Sensor(Strict):
     night_from: Annotated[float, Field(ge=12, le=24)] = 22
     night_to: Annotated[float, Field(ge=0, le=12)] = 8
     overlap_minutes: Annotated[float, Field(gt=0)] | None = None
+    rises_with: str | None = None
+    shift_minutes: Annotated[float, Field(ge=60)] | None = None
+    meter: str | None = None
+    meter_share: Annotated[float, Field(gt=0)] | None = None
+    meter_minutes: Annotated[float, Field(gt=0)] | None = None
+    meter_readings: Annotated[float, Field(ge=2)] | None = None
 
     @model_validator(mode="after")
     def _whole_rules(self):
         for names in (("lowest", "highest"), ("session_pause_minutes", "warm_up_minutes"), ("jump_level", "jump_per_minute"),
-                      ("edge_per_minute", "dip_depth", "dip_minutes")):
+                      ("edge_per_minute", "dip_depth", "dip_minutes"), ("rises_with", "shift_minutes"),
+                      ("meter", "meter_share", "meter_minutes", "meter_readings")):
             if len({getattr(self, n) is None for n in names}) > 1:
                 raise ValueError(f"give all or none of {', '.join(names)}")
         return self
@@ -192,6 +200,10 @@ def load_vocabulary(path: str | None = None) -> Vocabulary:
     unknown = sorted(set(whole.codes) - set(whole.signals) - set(whole.agents) - set(whole.events))
     if unknown:
         raise ConfigError(f"{path}: codes: {', '.join(unknown)}: no signal, agent or event of that name")
+    for name, sensor in whole.sensors.items():
+        for setting, known in (("rises_with", whole.agents), ("meter", whole.signals)):
+            if getattr(sensor, setting) not in (None, *known):
+                raise ConfigError(f"{path}: signals: {name}: sensor: {setting}: unknown {getattr(sensor, setting)!r}; known: {', '.join(known)}")
     return whole
 
 

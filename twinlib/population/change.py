@@ -1,10 +1,12 @@
 """Has the patient changed? New readings against the posterior of last night's twin.
 
 A predictive check (Box 1980, 10.2307/2982063) on innovations (Mehra & Peschon 1971, 10.1016/0005-1098(71)90028-8). Under the true parameters
-each reading less its prediction from all before it, in its SD, is standard normal and independent of the others. Under the posterior mean of
-the twin, parameters m + L z with z standard normal and L L' the posterior covariance, the n new ones are r ~ N(0, I + J J'), J = dr/dz. The
-directions in which parameters move readings (at most p) say whether the parameters have changed, the others whether the readings scatter
-more than they should; the sums of squares of both are chi-squared, whatever the amounts of old and new data.
+each reading less its prediction from all before it, in its SD, is standard normal and independent of the others. Last night's twin knows the
+parameters as m + L z, z standard normal, L L' the posterior covariance. The score g of the new readings by z, at the posterior mean, has the
+covariance H + H^2, H the information that they carry: their own scatter, and what the twin did not know. So g' (H + H^2)^-1 g is chi-squared with as
+many degrees as there are directions in which parameters move readings, whatever the amounts of old and new data (a score test, Rao 1948,
+of the parameters against the posterior). What the parameters cannot explain of the innovations is chi-squared too, and says whether
+readings scatter more than they should.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
 from scipy.stats import chi2
 
+from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Data
 from twinlib.models.batch import decode
 from twinlib.population.fit import Fitter
@@ -27,6 +30,7 @@ from twinlib.population.patients import occasion_columns
 from twinlib.tables.schemas import TWIN_CHECKS
 
 ROWS = 64  # timelines at once
+NEGLIGIBLE = 1e-10  # share of the greatest information below which a direction does not count
 MOMENT = 1e-6  # minutes: instants that are the same but for rounding
 _TWIN = ["patient_id", "model", "episode", "parameters", "covariance", "draws", "last_reading", "timeline_hash"]
 
@@ -52,25 +56,50 @@ def law(draws: np.ndarray, laplace: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return mean, root * np.sqrt((z**2).sum() / (len(mean) * (len(draws) - 1)))
 
 
+def inside(readings: np.ndarray, model: Model) -> np.ndarray:
+    """Which readings (slots, signals) lie within the limits of their signals: a censored one has no innovation that is normal."""
+    low, high = (np.array([x if x is not None else end for x in ends]) for ends, end in (
+        ([s.lower for s in model.signals], -np.inf), ([s.upper for s in model.signals], np.inf),
+    ))
+    return (readings > low) & (readings < high) | np.isinf(readings)  # what is not finite is for the engine to refuse
+
+
 def points(mean: np.ndarray, root: np.ndarray) -> np.ndarray:
     """(1 + 2p, p): the mean, and one SD to both sides along every column of `root`."""
     return mean + np.concatenate([np.zeros((1, len(mean))), root.T, -root.T])
 
 
-def check(innovations: Callable[[np.ndarray], np.ndarray], mean: np.ndarray, root: np.ndarray) -> Check:
-    """innovations: from parameters (k, p) to the standardised innovations (k, n) of the new readings; mean and root: see `law`."""
-    p, got = len(mean), innovations(points(mean, root))
-    n, here, up, down = got.shape[1], got[0], got[1 : 1 + p], got[1 + p :]
-    if not n or not np.isfinite(got).all():
+def check(innovations: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], mean: np.ndarray, root: np.ndarray) -> Check:
+    """innovations: from parameters (k, p) to the innovations of the new readings and their variances (k, n); mean and root: see `law`."""
+    p, (e, v) = len(mean), innovations(points(mean, root))
+    n = e.shape[1]
+    if not n or not (np.isfinite(e).all() and np.isfinite(v).all() and (v > 0).all()):
         return Check(n, np.nan, np.nan, np.full(p, np.nan), np.full(p, np.nan))
-    u, s, v = np.linalg.svd(0.5 * (up - down).T, full_matrices=False)
-    r = here + 0.5 * (up + down - 2 * here).sum(0)  # mean over the posterior, with the curvature
-    along, ways, gain = u.T @ r, root @ v.T, s**2 / (1 + s**2)
-    moved, rest, q = float((along**2 / (1 + s**2)).sum()), max(float(r @ r - along @ along), 0.0), len(s)
-    step = -ways @ (s / (1 + s**2) * along)  # of the posterior mean, by the update that is exact where all is linear
-    spread = np.sqrt(np.einsum("ij,j,ij->i", ways, gain, ways))
-    z = np.divide(step, spread, out=np.zeros(p), where=spread > 0)
-    return Check(n, float(chi2.sf(moved, q)), float(chi2.sf(rest, n - q)) if n > q else np.nan, step, z)
+    sd, log_v = np.sqrt(v[0]), np.log(v)
+    slope = (0.5 * (e[1 : 1 + p] - e[1 + p :]) / sd).T
+    r = (e[0] + 0.5 * (e[1 : 1 + p] + e[1 + p :] - 2 * e[0]).sum(0)) / sd  # mean over the posterior, with the curvature
+    spread = 0.5 * (log_v[1 : 1 + p] - log_v[1 + p :]).T  # of the log variances
+    u, s, _ = np.linalg.svd(slope, full_matrices=False)
+    u = u[:, s > NEGLIGIBLE * s[0]] if s[0] > 0 else u[:, :0]
+    rest, free = r - u @ (u.T @ r), 1 - (u**2).sum(1)  # what a shift of the mean leaves of r, and its variances
+    score = -slope.T @ r + 0.5 * spread.T @ (rest**2 - free)
+    values, w = np.linalg.eigh(slope.T @ slope + 0.5 * (spread.T * free**2) @ spread)
+    kept = values > NEGLIGIBLE * values[-1]
+    values, w = values[kept], w[:, kept]
+    along, ways = w.T @ score, root @ w
+    moved, q = float((along**2 / (values + values**2)).sum()), len(values)
+    step = ways @ (along / (1 + values))  # of the posterior mean, by the update that is exact where all is linear
+    z = np.divide(step, np.sqrt(ways**2 @ (values / (1 + values))), out=np.zeros(p), where=np.abs(step) > 0)
+    return Check(n, float(chi2.sf(moved, q)), _scatter(rest, n - u.shape[1], free @ spread), step, z)
+
+
+def _scatter(rest: np.ndarray, degrees: int, spread: np.ndarray) -> float:
+    """Tail probability of the sum of squares of `rest`, which has `degrees` of freedom; spread (p,): how the posterior's SDs move the sum, which
+    widens its law. NaN where no freedom is left."""
+    if degrees <= 0:
+        return np.nan
+    wider = np.sqrt(1 + spread @ spread / (2 * degrees))
+    return float(chi2.sf(max(degrees + (rest @ rest - degrees) / wider, 0.0), degrees))
 
 
 @dataclass(frozen=True)
@@ -105,8 +134,12 @@ class Checker:
             if row["twin_parameters"] != names:
                 out.append(made | {"status": "not_comparable", "reason": "other_parameters"})
                 continue
+            seen = new[i] & inside(data.row(i), model)
+            if not seen.any():
+                out.append(made | {"status": "not_comparable", "reason": "censored"})
+                continue
             mean, root = law(np.array(row["twin_draws"]).reshape(-1, len(names)), self._covariance(row))
-            out.append(made | self._said(self._checked(data.take([i]), new[i], mean, root), mean))
+            out.append(made | self._said(self._checked(data.take([i]), seen, mean, root), mean))
         return out
 
     def _covariance(self, row: dict) -> np.ndarray:
@@ -119,8 +152,7 @@ class Checker:
 
     def _checked(self, data: Data, new: np.ndarray, mean: np.ndarray, root: np.ndarray) -> Check:
         def innovations(theta):
-            e, v = self.fitter.kernel.innovations(theta, np.zeros(len(theta), int), data)
-            return (e / np.sqrt(v)).reshape(len(theta), *new.shape)[:, new]
+            return tuple(x.reshape(len(theta), *new.shape)[:, new] for x in self.fitter.kernel.innovations(theta, np.zeros(len(theta), int), data))
 
         with np.errstate(all="ignore"):  # what is not finite becomes a status
             return check(innovations, mean, root)

@@ -8,6 +8,7 @@ import hmac
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
 
 PSEUDONYM = r"[0-9a-f]{32}"
 
@@ -26,7 +27,8 @@ def without_forgotten(records: DataFrame, tombstones: frozenset[str], key: bytes
     if not tombstones:
         return records
     named, unnamed = records.where("patient_id IS NOT NULL"), records.where("patient_id IS NULL")
-    text = F.concat_ws(" ", "file", "record")
+    nested = isinstance(records.schema["record"].dataType, StructType)
+    text = F.concat_ws(" ", "file", F.to_json("record") if nested else "record")
     within = unnamed.select(F.explode(F.regexp_extract_all(text, F.lit(f"({PSEUDONYM})"))).alias("patient_id"))
 
     def buried(batches):

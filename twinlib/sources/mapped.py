@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.errors import DataError
+from twinlib.sources import columnar
 from twinlib.sources.blocks import Block, Unreadable
 from twinlib.sources.choice import known_rows, marks, meets
 from twinlib.sources.files import File, filesystem, find, select
 from twinlib.sources.mapping import SECONDS, SPARSE, Entry, FileGroup, Mapping
 from twinlib.sources.pseudonym import pseudonym, pseudonyms, tokens
 from twinlib.sources.readers import header, read
-from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
+from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning, Part
 from twinlib.sources.verbatim import masker, verbatim
 
 HEADERS_CHECKED = 200  # files per group whose columns are looked at before work starts
@@ -60,13 +61,22 @@ class MappedSource:
 
     def __init__(self, mapping: Mapping, path: str, root: str, name: str | None = None):
         self.mapping, self.path, self.root, self.name = mapping, path, root, name or mapping.name
+        self.only: frozenset[str] | None = None
         self._parts = tuple(_meanings(mapping, self.name, path))
         self.meanings = tuple(m for m, _, _ in self._parts)
         self.namespace = mapping.namespace
         self.described = mapping.model_dump_json()  # all of its configuration, for the fingerprint of a run
 
+    def restricted(self, names: Iterable[str]) -> MappedSource:
+        """The same source with some of its files only, by relative path; a glob may then match none."""
+        result = MappedSource(self.mapping, self.path, self.root, self.name)
+        result.only = frozenset(names)
+        return result
+
     def files(self) -> list[tuple[FileGroup, list[File]]]:
         """Raises DataError where a glob matches no file."""
+        if self.only is not None:
+            return [(g, kept) for g, some in self.present() if (kept := [f for f in some if f.relative in self.only])]
         found, result = find(self.root), []
         for group in self.mapping.files:
             chosen = select(found, group.glob)
@@ -74,6 +84,11 @@ class MappedSource:
                 raise DataError(f"{self.root}: no file matches {', '.join(group.glob)} (files {group.name} of {self.path})")
             result.append((group, chosen))
         return result
+
+    def present(self) -> list[tuple[FileGroup, list[File]]]:
+        """The files that are there, of the groups that have any."""
+        found = find(self.root)
+        return [(g, some) for g in self.mapping.files if (some := select(found, g.glob))]
 
     def check(self) -> None:
         """Globs match, patients can be told from file names, declared columns exist in at least one file of the group.
@@ -114,9 +129,20 @@ class MappedSource:
             known = ", ".join(sorted(wanted & names)) or "none"
             raise DataError(f"{where}: no file has a column {column!r}{hint} (of the mapping's columns there: {known}; others: {len(names - wanted)})")
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
-        """RECORDS of all files. The list of files travels inside the function: no path, and so no id, is in a plan."""
-        jobs = [_Job(self._layout(group, first), file) for group, files in self.files() for file in files]
+    def records(self, spark: SparkSession, key: bytes, first: int) -> list[Part]:
+        """RECORDS of all files: one part for what Arrow reads, and one per entry of what Spark reads itself (see `columnar`)."""
+        system, base = filesystem(self.root)[0], columnar.uri(self.root)
+        jobs, result = [], []
+        for group, files in self.files():
+            layout = self._layout(group, first)
+            typed, others = columnar.split(group, files, system, base, _columns(layout))
+            jobs += [_Job(layout, file) for file in others]
+            for schema, some in typed.items():
+                result += columnar.parts(spark, group, layout.own, layout.entries, schema, some, base, key, self.mapping.namespace)
+        return [Part(self._extracted(spark, jobs, key)), *result] if jobs else result
+
+    def _extracted(self, spark: SparkSession, jobs: list[_Job], key: bytes) -> DataFrame:
+        """The list of files travels inside the function: no path, and so no id, is in a plan."""
         tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
         root, namespace = self.root, self.mapping.namespace
 
@@ -149,6 +175,11 @@ class _Job:
     file: File
 
 
+def _columns(layout: Layout) -> set[str]:
+    """Every column that some entry reads."""
+    return set().union(*(layout.group.columns(e) for _, e in layout.entries))
+
+
 def balanced(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
     """Files spread over tasks of about equal size, largest first."""
     total = sum(j.file.size for j in jobs)
@@ -172,7 +203,7 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> I
     raw_id = group.patient.of_file(file.relative)
     known = pseudonym(key, namespace, raw_id) if raw_id else None
     shown = file.relative.replace(raw_id, known) if group.patient.file and raw_id else file.relative
-    needed = set().union(*(group.columns(e) for _, e in layout.entries))
+    needed = _columns(layout)
     required = set().union(*(group.required(e) for _, e in layout.entries))
     ignored = 0
 

@@ -220,6 +220,12 @@ class Entry(Strict):
         return self
 
     @property
+    def plain(self) -> bool:
+        """Whether rows are chosen by `when` and `unless` only, and none is flagged or refused."""
+        identified = bool(self.patient and (self.patient.identifiers or self.patient.birth_date_format == "iso"))
+        return not (self.codes or self.flags or self.refuse or self.event or identified or self.exposure and self.value is None)
+
+    @property
     def number(self) -> Value | None:
         """The value; a treatment without one is in force: 1."""
         return self.value or (Value(constant=1, unit="1") if self.exposure and self.kind == "treatment" else None)

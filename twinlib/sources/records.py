@@ -49,6 +49,19 @@ class Meaning:
     has_device: bool = False
 
 
+@dataclass(frozen=True)
+class Part:
+    """A frame of records that is judged on its own.
+
+    entry: the number of the one entry that all of its records have; None where they differ, and `frame` is RECORDS. A frame of one entry
+    may have typed columns besides: stamp (timestamp: the instant, or the wall clock's digits as UTC), stamp_named (boolean: it is the
+    instant), amount (double); they take the place of texts. Its `record` may be a struct of texts. It is read anew for each result.
+    """
+
+    frame: DataFrame
+    entry: int | None = None
+
+
 class Source(Protocol):
     """`records(first)` numbers its entries from `first` in the order of `meanings`."""
 
@@ -59,5 +72,5 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises ConfigError or DataError for everything that can be known before work starts."""
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
-        """The source's records (RECORDS), patients already under their pseudonyms."""
+    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame | list[Part]:
+        """The source's records (RECORDS), patients already under their pseudonyms, in one frame or in parts."""

@@ -25,13 +25,14 @@ import pyarrow.parquet as pq
 from twinlib.config import GenerateConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.synthetic import dirt, exports, life, life_cohort, people, physiology, therapy
+from twinlib.synthetic import faults as planting
 from twinlib.synthetic import simulate as simulation
 from twinlib.synthetic.people import Person, person
 from twinlib.synthetic.simulate import simulate
 from twinlib.synthetic.therapy import Plan, plan, respond
 
 MANIFEST = "manifest.json"
-_MAKERS = (dirt, exports, life, life_cohort, people, physiology, simulation, therapy)  # a change of their code makes the cohort anew
+_MAKERS = (dirt, planting, exports, life, life_cohort, people, physiology, simulation, therapy)  # a change of their code makes the cohort anew
 _BLOCK_READINGS = 2_000_000  # bounds the memory of one block of people
 _BLOCK_OF_LIFE = 64  # people at once; every minute of their days is held
 
@@ -55,10 +56,11 @@ def cohort(seed: int, indices: range, start: date, days: int) -> tuple[list[Pers
     return group, [plan(seed, p, response, k, days) for k, p in enumerate(group)]
 
 
-def _write(root: Path, file: exports.RawFile) -> None:
+def _write(root: Path, file: exports.RawFile, encoding: str = "utf-8", lines: bool = False) -> None:
     path = root / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(exports.text(file))
+    content = "\n".join([*file.rows, ""]).encode() if lines and file.header is None else exports.text(file)
+    path.write_bytes(content if encoding == "utf-8" else content.decode().encode(encoding))
 
 
 def _write_block(
@@ -79,6 +81,12 @@ def _write_block(
         if config.dirty:
             files, faults = dirt.plant(seed, p, files)
             planted += faults
+        if config.faults:
+            spoilt, faults = planting.plant(seed, p, files)
+            planted += faults
+            for one in spoilt:
+                _write(root, one.file, one.encoding, lines=True)
+            continue
         for file in files:
             _write(root, file)
     return group, planted

@@ -13,7 +13,7 @@ import numpy as np
 from twinlib.synthetic import physiology
 
 # One stream of random numbers per person and purpose.
-TRAITS, PLAN, FLUX, SENSOR, CHOICES, GAPS, DIRT = range(7)
+TRAITS, PLAN, FLUX, SENSOR, CHOICES, GAPS, DIRT, FAULTS = range(8)
 
 # People whose record cannot make a twin, by index.
 SPECIAL = {5: "single_reading", 6: "no_insulin", 7: "no_records", 8: "cgm_only"}

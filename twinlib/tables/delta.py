@@ -20,6 +20,7 @@ from twinlib.errors import StorageError
 from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
 from twinlib.tables.faults import point
+from twinlib.tables.ordered import AHEAD
 from twinlib.tables.storage import BUCKET, Storage, check_flat, check_parquet, check_types, without
 
 _BUCKETS = "twinlib.buckets"
@@ -88,8 +89,10 @@ class DeltaStorage(Storage):
         finally:
             conf.set(_RETENTION, before)
 
-    def replace(self, table: Table, df: DataFrame) -> int:
-        with self.writer(), self._staged(table, table.conform(df)) as (staged, rows):
+    def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
+        with self.writer(), self._staged(table, table.conform(df.drop(AHEAD))) as (staged, rows):
+            if check:
+                check()
             self._overwrite(table, staged)
             return rows
 

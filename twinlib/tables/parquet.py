@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -90,9 +90,9 @@ class ParquetStorage(Storage):
     def drop_history(self, table: Table) -> None:
         self._remove(self.folder / table.name, keep=0)
 
-    def replace(self, table: Table, df: DataFrame) -> int:
+    def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
         with self.writer():
-            return self._write(table, table.conform(df))
+            return self._write(table, self.conformed(table, df), check=check)
 
     def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> int:
         with self.writer():
@@ -126,7 +126,7 @@ class ParquetStorage(Storage):
         frame = self.spark.read.schema(table.schema).parquet(*map(_uri, folders))
         return frame.select(*[c.name for c in table.columns])
 
-    def _write(self, table: Table, df: DataFrame, unchanged: Iterable[Path] = ()) -> int:
+    def _write(self, table: Table, df: DataFrame, unchanged: Iterable[Path] = (), check: Callable[[], None] | None = None) -> int:
         """Write the next version from `df` and the folders of the current version that stay, and make it current."""
         home = self.folder / table.name
         make_folder(home)
@@ -136,10 +136,12 @@ class ParquetStorage(Storage):
             shutil.rmtree(left_over)
         fresh = home / f"v{number + 1:06d}"
         make_folder(fresh)
-        frame, check = self.prepare(table, df)
+        frame, kept = self.prepare(table, df)
         point()
         self._save(frame, fresh, [BUCKET] if table.by_patient else [])
-        rows = check()
+        rows = kept()
+        if check:
+            check()
         for folder in unchanged:
             _link(folder, fresh / folder.name)
         if not any(_parts(fresh)):  # an empty table is a file without rows, so that every reader finds the columns

@@ -154,6 +154,22 @@ INGEST_COUNTS = Table(
     ),
 )
 
+LANDINGS = Table(
+    "landings",
+    "One row per source and file that came by the landing zone (`ingest --follow`).",
+    ("source", "file"),
+    (
+        Column("source", _text, "name of the mapping", nullable=False),
+        Column("file", _text, "file, relative to the source's root, patient identifiers replaced by the pseudonym", nullable=False),
+        Column("stream", _text, "identity of the stream's checkpoint", nullable=False),
+        Column("batch", _long, "batch of the stream in which the file was read", nullable=False),
+        Column("files", _long, "1, or 0 where the file is counted under another source of the same layout", nullable=False),
+        Column("rows_ignored", _long, "rows that the mapping declares to be of no interest", nullable=False),
+        Column("rows_read", _long, "records that the mapping selects", nullable=False),
+        Column("quarantined", _long, "records that stand in quarantine", nullable=False),
+    ),
+)
+
 SENSOR_QUALITY = Table(
     "sensor_quality",
     "One row per run of ingest, source and signal: how good the accepted readings are.",
@@ -415,7 +431,7 @@ TWIN_CHECKS = Table(
         Column("p_parameters", _real, "probability of readings that ask for as large a change of the parameters, were the patient the same", "1"),
         Column("p_noise", _real, "probability of readings that scatter as much about any parameters; null where there are too few", "1"),
         Column("changed", _flag, "p_parameters below the configured rate of false alarms: the patient's physiology has changed"),
-        Column("noisier", _flag, "p_noise below it: sensor, records or model no longer fit; a large change of the patient raises it too"),
+        Column("noisier", _flag, "p_noise below it: sensor, records or model no longer fit; `changed` then says little"),
         Column("parameter", _text, "the parameter that the new readings move most"),
         Column("z", _real, "its change in standard deviations of what the same patient's readings would do", "1"),
         Column("before", _real, "the parameter in last night's twin", "by parameter"),
@@ -555,7 +571,7 @@ RUNS = Table(
     ("run_id", "stage"),
     (
         Column("run_id", _text, "UTC start of the run and a random suffix", nullable=False),
-        Column("stage", _text, "generate, ingest, fuse, learn, fit, simulate, recommend, effects", nullable=False),
+        Column("stage", _text, "generate, ingest, follow, fuse, learn, fit, simulate, recommend, effects", nullable=False),
         Column("status", _text, "what the stage did", nullable=False, values=("done", "unchanged", "failed")),
         Column("started_at", _time, "start (UTC)", nullable=False),
         Column("seconds", _real, "duration", "s", nullable=False),
@@ -612,7 +628,7 @@ PROMOTIONS = Table(
 TABLES = {
     t.name: t
     for t in (
-        PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, SENSOR_QUALITY, TIMELINES,
+        PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE, INGEST_COUNTS, LANDINGS, SENSOR_QUALITY, TIMELINES,
         POPULATIONS, POPULATION_EFFECTS, POPULATION_FITS, POPULATION_TRACE, PHENOTYPES, POPULATION_MEMBERS, MODEL_COMPARISONS,
         TWINS, TWIN_PARAMETERS, TWIN_CHECKS, OUTCOMES, RECOMMENDATIONS, COHORT_EFFECTS, COHORT_POLICIES, RUNS, ALERTS, FORGOTTEN, PROMOTIONS,
     )

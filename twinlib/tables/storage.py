@@ -19,6 +19,7 @@ from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import PATIENT, Table
+from twinlib.tables.ordered import AHEAD
 
 BUCKET = "bucket"
 SCOPED = "_scoped"  # helper column of a write: is the row's patient being replaced? null for a stored row that is kept
@@ -87,8 +88,11 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def replace(self, table: Table, df: DataFrame) -> int:
-        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract."""
+    def replace(self, table: Table, df: DataFrame, check: Callable[[], None] | None = None) -> int:
+        """Make `df` the whole content of the table. Raises StorageError where `df` breaks the contract.
+
+        `check` is called when `df` has been computed and nothing is current yet: what it raises leaves the table as it was.
+        """
 
     @abstractmethod
     def replace_patients(self, table: Table, df: DataFrame, patients: DataFrame) -> int:
@@ -105,6 +109,13 @@ class Storage(ABC):
         Rows whose key is there already are left as they are, so that repeating an append changes nothing.
         """
 
+    @staticmethod
+    def conformed(table: Table, df: DataFrame) -> DataFrame:
+        """`table.conform`; the column `_ahead` of an ordered frame stays. Raises StorageError."""
+        if AHEAD not in df.columns:
+            return table.conform(df)
+        table.conform(df.drop(AHEAD))
+        return df
     @abstractmethod
     def read_version(self, table: Table, version: str) -> DataFrame:
         """The table as it was in the version of that name (see `version`). Raises StorageError where it is not kept any more."""
@@ -163,7 +174,7 @@ class Storage(ABC):
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
-        sorted by key. The function raises StorageError with the rules broken and by how many rows, else returns the
+        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, and that is checked. The function raises StorageError with the rules broken and by how many rows, else returns the
         number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
         it is null are not counted.
         """
@@ -173,11 +184,20 @@ class Storage(ABC):
             rules["scope"] = f"{SCOPED} IS NOT FALSE"
         columns = [c.name for c in table.columns]
         by = list(table.key)
+        if AHEAD in df.columns:
+            rules["bucket"] = f"{BUCKET} = _place"
+            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(F.col(AHEAD), 1).otherwise(2)})
+            return self._observed(table, df, rules, [BUCKET, *columns], scoped)
         if table.by_patient:
             df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
             columns, by = [BUCKET, *columns], [BUCKET, *by]
-        observation = Observation()
         marked = df.withColumn("_same_key", F.count(F.lit(1)).over(Window.partitionBy(*by))).sortWithinPartitions(*by)
+        return self._observed(table, marked, rules, columns, scoped)
+
+    def _observed(
+        self, table: Table, marked: DataFrame, rules: dict[str, str], columns: list[str], scoped: list[str]
+    ) -> tuple[DataFrame, Callable[[], int]]:
+        observation = Observation()
         observed = marked.observe(
             observation,
             F.count(SCOPED if scoped else F.lit(1)).alias("rows"),
@@ -188,7 +208,7 @@ class Storage(ABC):
         def check() -> int:
             found = dict(observation.get)
             stored = found.pop("rows")
-            texts = {**table.rules, "scope": "only patients that are being replaced"}
+            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "one partition per bucket of patients"}
             texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
             broken = [f"{texts[name].replace('`', '')} (by {n} rows)" for name, n in found.items() if n]
             if broken:

@@ -1,0 +1,81 @@
+"""Arrow columns as NumPy arrays and back, where whole columns are looked at in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def whole_patients(batches: Iterable[pa.RecordBatch], least: int = 200_000) -> Iterator[pa.Table]:
+    """Batches in order of patient_id, cut anew between patients: tables of about `least` rows, each with all rows of its patients. No more
+    than that and the rows of one patient are held."""
+    held: list[pa.RecordBatch] = []
+    rows, enough = 0, least
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        held.append(batch)
+        rows += batch.num_rows
+        if rows < enough:
+            continue
+        table = pa.Table.from_batches(held)
+        ids = table["patient_id"]
+        cut = pc.index(ids, ids[-1]).as_py()
+        if cut:
+            yield table.slice(0, cut)
+        held, rows = table.slice(cut).to_batches(), rows - cut
+        enough = least + rows
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:
+    """(n,) place of each value in the list of different values (-1 = null), and that list."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
+
+
+def numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) float64, NaN = null."""
+    return column.combine_chunks().cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def instants(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) int64 microseconds of a column of timestamps without null."""
+    return column.combine_chunks().cast(pa.int64()).to_numpy()
+
+
+def last_where(condition: np.ndarray) -> np.ndarray:
+    """(n,) place of the last row so far at which the condition holds, -1 where there is none."""
+    return np.maximum.accumulate(np.where(condition, np.arange(len(condition)), -1))
+
+
+def with_flags(lists: pa.ChunkedArray, flags: Mapping[str, np.ndarray], anew: Sequence[str] = ()) -> pa.Array:
+    """`lists` (of flags, one per row) with those of `flags` (name -> (n,) bool) that hold, in alphabetical order.
+
+    anew: flags that are taken away first. Lists are made once per combination that occurs.
+    """
+    stood, found = codes(_joined(lists))
+    bits = np.zeros(len(stood), np.int64)
+    for k, holds in enumerate(flags.values()):
+        bits |= holds.astype(np.int64) << k
+    different, which = np.unique(stood << len(flags) | bits, return_inverse=True)
+    results = []
+    for pair in different.tolist():
+        kept = set(found[pair >> len(flags)].split()) - set(anew)
+        results.append(sorted(kept | {name for k, name in enumerate(flags) if pair >> k & 1}))
+    return pa.array(results, pa.list_(pa.string())).take(pa.array(which))
+
+
+def has_flag(lists: pa.ChunkedArray, *names: str) -> np.ndarray:
+    """(n,) bool: one of the names stands in the row's list."""
+    stood, found = codes(_joined(lists))
+    holds = np.array([not set(names).isdisjoint(text.split()) for text in found], bool)
+    return holds[stood] if len(holds) else np.zeros(0, bool)
+
+
+def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pc.binary_join(lists.combine_chunks(), " ")])
