@@ -43,8 +43,8 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("TWINLIB_DATA") or REPO.parent / "shared" / "data")
 FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
 SMALL = os.environ.get("SIZE") == "small"
-MODEL, DRAWS, EVALUATED, MOVES, SEED = "glucose_two_compartment", 64, 512, 60, 1
-PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "24")), 14)  # of our own simulation
+MODEL, DRAWS, EVALUATED, MOVES, STARTS, SEED = "glucose_two_compartment", 64, 512, 60, 4, 1
+PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "20")), 14)  # of our own simulation
 LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio")
 
 
@@ -52,7 +52,8 @@ LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio"
 def fitter(model: str = MODEL) -> Fitter:
     """The fit stage's own fitter."""
     declared = find(model)
-    return Fitter(Kernel(declared), published(declared), FitConfig(model=model, maximum_iterations=200, draws=DRAWS, importance_draws=EVALUATED, moves=MOVES), SEED)
+    how = FitConfig(model=model, maximum_iterations=200, starts=STARTS, draws=DRAWS, importance_draws=EVALUATED, moves=MOVES)
+    return Fitter(Kernel(declared), published(declared), how, SEED)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def main() -> None:
     for name, how in (("model_right", life.Life()), ("life", life.REAL)):
         add(name, {name: accuracy(own_cases(how, 7))[0]})
     real = SHARED / "t1d_uom_core"
-    mode_only = dataclasses.replace(fitter(), config=fitter().config.model_copy(update={"importance_draws": 40, "draws": 8, "moves": 0}))
+    mode_only = dataclasses.replace(fitter(), config=fitter().config.model_copy(update={"starts": 1, "importance_draws": 40, "draws": 8, "moves": 0}))
     if real.is_dir():
         add("forecasts", {"forecasts_60_min": forecasts.forecasts(mode_only, real, forecasts.PEOPLE[: 1 if SMALL else None])})
     print(json.dumps({k: v for k, v in result.items() if k != "cells"}, indent=1))
