@@ -235,7 +235,7 @@ def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_done(tmp_pa
         "k, n = Kernel(MODEL), 600; k.compile(); rng = np.random.default_rng(1)\n"
         "rates, doses = rng.random((n, len(MODEL.inputs))), rng.random((n, sum(i.spread == 0 for i in MODEL.inputs)))\n"
         "step = Schedule(np.arange(n + 1), np.full(n, 5.0), rates, doses, np.ones(n, bool))\n"
-        "data = Data.of(np.full((1, len(MODEL.constants)), 70.0), [step], [120 + 30 * rng.random((n + 1, 1))])\n"
+        "data = Data.of(np.array([[0.5, 120.0]]), [step], [120 + 30 * rng.random((n + 1, 1))])\n"
         "theta, who = MODEL.prior_mean[None], np.zeros(1, int); noise = k.smooth(theta, who, data)\n"
         "found = [*noise, *k.innovations(theta, who, data), *[k.simulate(theta, who, data, *noise, halvings=h) for h in (0, 1)]]\n"
         "print(hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in found)).hexdigest(), np.isfinite(found[-1]).all())"
