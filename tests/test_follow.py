@@ -74,6 +74,7 @@ def content(night) -> dict[str, list]:
     return {t.name: sorted(map(repr, night.storage.read(t).collect())) for t in TABLES}
 
 
+@pytest.mark.slow
 def test_followed_files_give_the_tables_of_one_batch(spark, landing, tmp_path):
     night, zone, root = landing
     for files in FILES:
