@@ -8,6 +8,7 @@ faults that are read right: of its rows that were accepted) for which it is true
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import duckdb
@@ -17,6 +18,7 @@ import yaml
 
 from twinlib.config import GenerateConfig, RunConfig
 from twinlib.fusion.ingest import ingest
+from twinlib.session import session
 from twinlib.sources.pseudonym import pseudonym
 from twinlib.synthetic import generate
 
@@ -126,10 +128,11 @@ def score(root: Path, accepted: pa.Table, refused: pa.Table, patients: int) -> d
     }
 
 
+def in_spark(folder: Path, patients: int) -> dict:
+    """`measure` in a session of its own."""
+    spark = session("faults", {"spark.master": "local[2]", "spark.sql.shuffle.partitions": 4, "spark.driver.memory": "4g"})
+    return measure(spark, folder, patients)
+
+
 if __name__ == "__main__":
-    import sys
-
-    from twinlib.session import session
-
-    spark = session("faults", {"spark.master": "local[2]", "spark.sql.shuffle.partitions": 4, "spark.driver.memory": "3g"})
-    print(json.dumps(measure(spark, Path(sys.argv[1]), int(sys.argv[2])), indent=1))
+    print(json.dumps(in_spark(Path(sys.argv[1]), int(sys.argv[2])), indent=1))

@@ -19,26 +19,13 @@ import duckdb
 import pyarrow as pa
 import yaml
 
-from benchmarks import raw
+from benchmarks import machine, raw
 
 REPO = Path(__file__).resolve().parents[1]
 OUT = REPO / "out" / "benchmarks"
 SIZES = {"small": 200_000, "2m": 2_000_000, "10m": 10_000_000, "100m": 100_000_000}
 SIZE = os.environ.get("SIZE", "2m")
 MEMORY = "12g" if SIZE == "100m" else "5g"
-
-
-def memory(pid: int) -> int:
-    """Resident bytes of a process and its descendants."""
-    total, waiting = 0, [pid]
-    while waiting:
-        p = waiting.pop()
-        try:
-            total += int(Path(f"/proc/{p}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            waiting += map(int, Path(f"/proc/{p}/task/{p}/children").read_text().split())
-        except (OSError, ValueError):
-            continue
-    return total
 
 
 def apart(*arguments: str) -> dict:
@@ -48,7 +35,7 @@ def apart(*arguments: str) -> dict:
 
     def watch():
         while not done.wait(0.5):
-            peak[0] = max(peak[0], memory(run.pid))
+            peak[0] = max(peak[0], machine.tree_bytes(run.pid))
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -176,11 +163,9 @@ def main() -> None:
 
 def part(name: str, *arguments: str) -> dict:
     if name == "faults":
-        from benchmarks.faults import measure
-        from twinlib.session import session
+        from benchmarks.faults import in_spark
 
-        spark = session("faults", {"spark.master": "local[2]", "spark.sql.shuffle.partitions": 4, "spark.driver.memory": "4g"})
-        return measure(spark, Path(arguments[0]), int(arguments[1]))
+        return in_spark(Path(arguments[0]), int(arguments[1]))
     root, out, rows = arguments
     return {"spark": by_spark, "duckdb": by_duckdb}[name](Path(root), Path(out), int(rows))
 

@@ -22,7 +22,8 @@ def spark():
         "spark.master": "local[2]",
         "spark.sql.shuffle.partitions": 2,
         "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=512m",  # the small default fills up, and compiling stops
-        "spark.driver.memory": "2g",
+        "spark.driver.memory": "3g",
+        "spark.buffer.pageSize": "4m",  # every small broadcast relation holds a page: of 64 MB by default, and a few dozen sources fill the heap
         "spark.databricks.delta.snapshotPartitions": 1,  # else 50 tasks to read the log of a table of two rows
     }
     try:

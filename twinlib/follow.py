@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import reduce
 from urllib.parse import unquote
 
@@ -26,7 +24,7 @@ from pyspark.sql.types import StructType
 
 from twinlib import sources
 from twinlib.config import RunConfig
-from twinlib.errors import ConfigError, StorageError
+from twinlib.errors import ConfigError
 from twinlib.fusion.entries import interpret
 from twinlib.fusion.ingest import Ingested, fuse
 from twinlib.fusion.vocabulary import load_vocabulary
@@ -89,7 +87,7 @@ class Landing:
     def take(self, files: dict[int, set[str]], stream: str, batch: int) -> bool:
         """Take files (relative paths by number of source) into the tables. False where the batch has been taken before."""
         began = time.monotonic()
-        with self._lock(), Runs(self.storage, self.config).stage("follow", f"{stream[:8]}-{batch}", ("sources", "vocabulary")) as stage:
+        with self.storage.writer(LOCK_WAIT), Runs(self.storage, self.config).stage("follow", f"{stream[:8]}-{batch}", ("sources", "vocabulary")) as stage:
             landings = self.storage.read(schemas.LANDINGS)
             done = not landings.where((F.col("stream") == stream) & (F.col("batch") == batch)).isEmpty()
             restricted, registers = self._restricted(files)
@@ -144,25 +142,7 @@ class Landing:
             found["files"] = landed.get(group, landed.get(name, {})).get("files", 0)
             found["accepted"] = people.get(name, {}).get("accepted", 0) if e.meaning.target == "patient" else accepted.get(name, 0)
             rows.append({"source": name, **found, "duplicates": found["rows_read"] - found["quarantined"] - found["accepted"]})
-        return self.spark.createDataFrame([[r[c.name] for c in schemas.INGEST_COUNTS.columns] for r in rows], schemas.INGEST_COUNTS.schema)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """The writer lock, waiting for another job that holds it."""
-        began = time.monotonic()
-        while True:
-            held = self.storage.writer()
-            try:
-                held.__enter__()
-                break
-            except StorageError:
-                if time.monotonic() - began > LOCK_WAIT:
-                    raise
-                time.sleep(5)
-        try:
-            yield
-        finally:
-            held.__exit__(None, None, None)
+        return s.frame(schemas.INGEST_COUNTS, rows)
 
 
 def _register(group) -> bool:

@@ -18,7 +18,7 @@ from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.sources.forgotten import PSEUDONYM, tombstone
 from twinlib.sources.pseudonym import pseudonym
-from twinlib.tables.schemas import FORGOTTEN, PATIENTS, TABLES
+from twinlib.tables.schemas import FORGOTTEN, IDENTITIES, PATIENTS, TABLES
 from twinlib.tables.storage import Storage
 
 
@@ -63,10 +63,9 @@ def _frame(spark: SparkSession, ids: list[str]) -> DataFrame:
 
 def _linked(storage: Storage, names: set[str]) -> set[str]:
     """`names` and every other pseudonym under which the same people came."""
-    identities = TABLES.get("identities")
-    if identities is None or not storage.exists(identities):
+    if not storage.exists(IDENTITIES):
         return names
-    frame = storage.read(identities).select("source_patient_id", "patient_id")
+    frame = storage.read(IDENTITIES).select("source_patient_id", "patient_id")
     for _ in range(2):  # from the source's pseudonym to the common one, and from there to those of the other sources
         asked = _frame(storage.spark, sorted(names)).withColumnRenamed("patient_id", "_asked")
         same = (F.col("source_patient_id") == F.col("_asked")) | (F.col("patient_id") == F.col("_asked"))

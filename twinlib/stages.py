@@ -151,19 +151,18 @@ class Night(Runner):
                 return stage.unchanged()
             timelines = s.read(schemas.TIMELINES)
             learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions)
-            candidates = self._learnt(learnt, timelines)
+            candidates, fit = self._learnt(learnt, timelines)
             for k in others if candidates else ():
                 rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)
-                candidates += self._learnt(rival, timelines)
+                candidates += self._learnt(rival, timelines)[0]
             if candidates and priors.PUBLISHED in config.rivals:
                 candidates += self._members(rivals.published(kernel, config, seed, learnt.known), timelines, priors.PUBLISHED)
             found = rivals.comparisons(s.read(schemas.POPULATION_MEMBERS), candidates[0], candidates) if candidates else s.empty(schemas.MODEL_COMPARISONS)
             s.replace(schemas.MODEL_COMPARISONS, found)
-            fit = results.fit_row(learnt, results.prior(learnt).version, datetime.now(UTC))
             stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
 
-    def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> list[rivals.Candidate]:
-        """Write what was learnt: the model and its new version, or nothing where learning has diverged."""
+    def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> tuple[list[rivals.Candidate], dict]:
+        """Write what was learnt: the model and its new version (none where learning has diverged), and the row of `population_fits`."""
         model, prior = learnt.model.name, results.prior(learnt)
         version, fit, out = prior.version, results.fit_row(learnt, prior.version, datetime.now(UTC)), []
         if fit["status"] != "diverged":
@@ -174,7 +173,7 @@ class Night(Runner):
         self._put(schemas.POPULATION_TRACE, results.trace_rows(learnt, version), model, version)
         self._put(schemas.POPULATION_FITS, [fit], model, version)
         log.info("model=%s prior_version=%s status=%s %s", model, version, fit["status"], fit["reason"] or "")
-        return out
+        return out, fit
 
     def _members(self, learnt: learning.Learning, timelines: DataFrame, version: str) -> list[rivals.Candidate]:
         """Write how every patient lies in a population."""
@@ -187,10 +186,8 @@ class Night(Runner):
 
     def _put(self, table: Table, rows: list[dict], model: str, version: str) -> None:
         """Make `rows` those of this model's prior version; other versions stay."""
-        names = table.schema.fieldNames()
-        fresh = self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
         kept = self.storage.read(table).where((F.col("prior_version") != version) | (F.col("model") != model))
-        self.storage.replace(table, kept.unionByName(fresh))
+        self.storage.replace(table, kept.unionByName(self.storage.frame(table, rows)))
 
     def fit(self) -> None:
         """A twin for every timeline whose content, model or prior has changed."""
@@ -323,10 +320,10 @@ class Night(Runner):
             if policies:
                 gains = [r for p in policies for r in recommend.policies_of_cohorts(found, members, p, self.config.seed).collect()]
                 about = {p.config.name: (p.config.objective, p.unit) for p in policies}
-                self._write(schemas.COHORT_POLICIES, publish.policy_rows(gains, groups, about, shown))
+                s.replace(schemas.COHORT_POLICIES, s.frame(schemas.COHORT_POLICIES, publish.policy_rows(gains, groups, about, shown)))
             summaries = effects.summaries(found, members, simulator.outcomes, self.config.seed).collect()
             rows = publish.effect_rows(summaries, groups, names, units, shown)
-            self._write(schemas.COHORT_EFFECTS, rows)
+            s.replace(schemas.COHORT_EFFECTS, s.frame(schemas.COHORT_EFFECTS, rows))
             members.unpersist(), frame.unpersist()
             stage.counts["rows"], stage.counts["suppressed"] = len(rows), sum(r["suppressed"] for r in rows)
 
@@ -338,10 +335,6 @@ class Night(Runner):
             for c in self.config.cohorts
             for name in [cohorts.ALL, *sorted(g for cohort, g in there if cohort == c.name and g != cohorts.ALL)]
         ]
-
-    def _write(self, table: Table, rows: list[dict]) -> None:
-        names = [c.name for c in table.columns]
-        self.storage.replace(table, self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema))
 
     def attributes(self) -> DataFrame:
         """One row per patient with what cohort filters may name."""

@@ -8,6 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+MINUTE = 60_000_000  # microseconds
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
 
 def whole_patients(batches: Iterable[pa.RecordBatch], least: int = 200_000) -> Iterator[pa.Table]:
     """Batches in order of patient_id, cut anew between patients: tables of about `least` rows, each with all rows of its patients. No more
@@ -46,6 +50,15 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
 def instants(column: pa.ChunkedArray) -> np.ndarray:
     """(n,) int64 microseconds of a column of timestamps without null."""
     return column.combine_chunks().cast(pa.int64()).to_numpy()
+
+
+def starts(*keys: np.ndarray) -> np.ndarray:
+    """Places at which one of the keys (n,), sorted together, changes; the first row among them."""
+    change = np.zeros(len(keys[0]), bool)
+    for k in keys:
+        change[1:] |= k[1:] != k[:-1]
+    change[:1] = True
+    return np.flatnonzero(change)
 
 
 def last_where(condition: np.ndarray) -> np.ndarray:

@@ -15,10 +15,9 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from twinlib.fusion.arrays import HOUR, MINUTE
 from twinlib.fusion.rules import overruled
 
-MINUTE = 60_000_000  # microseconds
-HOUR = 60 * MINUTE
 LARGEST = 26 * 60 * MINUTE  # a day and daylight saving; larger steps back are files put together
 DISORDER = 0.05  # share of steps against the file's order above which it has none
 FEWEST = 12  # readings from which an order can be told

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from twinlib.fusion.arrays import codes, whole_patients
+from twinlib.fusion.arrays import DAY, MINUTE, codes, starts, whole_patients
 
-MINUTE = 60_000_000  # microseconds
-DAY = 1440 * MINUTE
 MONDAY = 4 * DAY  # 1970-01-05
 
 
@@ -45,15 +43,15 @@ def pieces(records: pa.Table, signals: Sequence[str], step: int, days: int | Non
     place = np.lexsort((tick, signal, block, patient))
     patient, signal, block, hour, slot, tick, micros, value, offset = (x[place] for x in (patient, signal, block, hour, slot, tick, micros, value, offset))
 
-    slots = _starts(patient, block, signal, tick)
+    slots = starts(patient, block, signal, tick)
     counts = np.diff(np.append(slots, len(tick)))
     means = (np.add.reduceat(value, slots) / counts / 1e6).astype(np.float32)
-    hours = _starts(*(x[slots] for x in (patient, block, signal, hour)))  # places in `slots`
+    hours = starts(*(x[slots] for x in (patient, block, signal, hour)))  # places in `slots`
     grid = np.full((len(hours), per_hour), np.nan, np.float32)
     row = np.repeat(np.arange(len(hours)), np.diff(np.append(hours, len(slots))))
     grid[row, slot[slots]] = means
 
-    blocks = _starts(patient, block)
+    blocks = starts(patient, block)
     first = (micros // MINUTE) * 4096 + offset + 2048
     columns = {
         "patient_id": pa.array(ids, pa.string()).take(pa.array(patient[blocks])),
@@ -70,12 +68,3 @@ def pieces(records: pa.Table, signals: Sequence[str], step: int, days: int | Non
         bounds = np.searchsorted(at[own], np.append(blocks, len(tick)))
         columns[f"hours_{name}"] = pa.ListArray.from_arrays(pa.array(bounds.astype(np.int32)), pieces_)
     return pa.table(columns)
-
-
-def _starts(*keys: np.ndarray) -> np.ndarray:
-    """Places at which one of the keys, sorted together, changes."""
-    change = np.zeros(len(keys[0]), bool)
-    for k in keys:
-        change[1:] |= k[1:] != k[:-1]
-    change[:1] = True
-    return np.flatnonzero(change)

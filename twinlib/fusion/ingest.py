@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 
 import pyarrow as pa
 from py4j.protocol import Py4JJavaError
@@ -17,13 +17,13 @@ from pyspark.sql.types import StructType
 from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
 from twinlib.fusion import clock_jumps
-from twinlib.fusion.basal_share import too_small
 from twinlib.fusion.duplicates import settle
-from twinlib.fusion.entries import Entry, converted, described, entry_frame, interpret
+from twinlib.fusion.entries import Entry, described, entry_frame, interpret
 from twinlib.fusion.identity import Link, claims, identities, joined, relatives, resolve
 from twinlib.fusion.judge import judge
 from twinlib.fusion.readings import readings
-from twinlib.fusion.rules import RULES, overruled
+from twinlib.fusion.rules import RULES
+from twinlib.fusion.survey import Judged, check_presence, contradictions, overrule, read_counts, surveyed, union
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
 from twinlib.sources.forgotten import tombstone, without_forgotten
@@ -32,8 +32,6 @@ from twinlib.tables.contracts import Table
 from twinlib.tables.ordered import AHEAD
 from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 from twinlib.tables.storage import bucket_of
-
-CONTRADICTION_MINIMUM = 5  # readings of one patient in one file below which the middle says nothing about the unit
 
 
 @dataclass
@@ -135,14 +133,6 @@ class Ingested:
             df.unpersist()
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A judged part of a source (`judge.COLUMNS`), and the entries that its records may have."""
-
-    frame: DataFrame
-    entries: Sequence[Entry]
-
-
 def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
     """Read every source of the run; call `release` on the result when its frames have been written.
 
@@ -174,21 +164,21 @@ def fuse(
     What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
     """
     parts, cached = _judged(spark, sources, entries, key, as_of)
-    claimed = _union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
+    claimed = union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
     stated = claims(identity, claimed, sources, [e.origin for e in entries], key) if identity else []
     withdrawn = relatives(stated, tombstones, key)
     found = resolve(c for c in stated if c.patient not in withdrawn)
     gone = tombstones | {tombstone(key, p) for p in withdrawn}
     parts = [Judged(_one_clock(spark, without_forgotten(p.frame, gone, key), p.entries, sensors, found), p.entries) for p in parts]
-    survey = _survey(spark, parts).persist()
-    read = _read(survey, entries)
+    survey = surveyed(spark, parts).persist()
+    read = read_counts(survey, entries)
     if stored is None:
         check_presence(read, sources, entries)
     seen = survey.select("patient_id").where("patient_id IS NOT NULL").distinct()
     earlier = {t: _stored(spark, stored(table), seen, entries) for t, table in TABLES.items()} if stored else {}
-    wrong_units = _contradictions(survey, parts).persist()
+    wrong_units = contradictions(survey, parts).persist()
     contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
-    final = [Judged(_overruled(p, wrong_units, contradicted), p.entries) for p in parts]
+    final = [Judged(overrule(p, wrong_units, contradicted), p.entries) for p in parts]
     fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
     sound = {t: _sound(spark, final, t, buckets, earlier.get(t)) for t in ("patient", "observation", "exposure", "event")}
     settled = {
@@ -198,7 +188,7 @@ def fuse(
         for t, df in sound.items()
     }
     counted = {t: Counted(df, [e for e in entries if e.meaning.target == t], fates) for t, df in settled.items()}
-    counted["quarantine"] = Counted(_union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
+    counted["quarantine"] = Counted(union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
     return Ingested(
         patients=_patients(spark, survey, counted["patient"].frame, entries),
         ordered=counted["observation"].frame.filter("kept").drop("entry", "kept"),
@@ -238,74 +228,6 @@ def _one_clock(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry],
     """`judged` with the records of sensors whose clock was set refused or moved, and each person under one id."""
     sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
     return joined(spark, clock_jumps.applied(spark, judged, clock_jumps.find(judged, sensed)), found)
-
-
-def _union(frames: Iterable[DataFrame]) -> DataFrame:
-    return reduce(DataFrame.unionByName, frames)
-
-
-def _survey(spark: SparkSession, parts: Sequence[Judged]) -> DataFrame:
-    """(entry, patient_id, file, unit, files, ignored, rows, n, below, above, fits): what a patient's records in one file look like as a whole.
-
-    n counts usable values, below and above those out of the plausible range; `fits` tells for each of the units that might be meant
-    whether the middle value would be plausible in it.
-    """
-    return _union(_survey_of(spark, p) for p in parts)
-
-
-def _survey_of(spark: SparkSession, part: Judged) -> DataFrame:
-    units = max(len(e.alternatives) for e in part.entries)
-    df = part.frame.select("entry", "patient_id", "file", "unit", "value", "worded", "ignored")
-    df = converted(spark, described(spark, df, part.entries, "low", "high", "alternatives"), part.entries)
-    value, low, high = F.when(~F.col("worded"), F.col("value")), F.col("low"), F.col("high")
-    raw = (value - F.col("shift")) / F.col("factor")
-    meant = [raw * a.factor + a.offset for a in (F.get("alternatives", F.lit(k)) for k in range(units))]
-    record = F.col("ignored").isNull()
-    counted = df.groupBy("entry", "patient_id", "file", "unit").agg(
-        F.count_if(~record).alias("files"),
-        F.coalesce(F.sum("ignored"), F.lit(0)).alias("ignored"),
-        F.count_if(record).alias("rows"),
-        F.count(value).alias("n"),
-        F.count_if(value < low).alias("below"),
-        F.count_if(value > high).alias("above"),
-        *[F.count_if(~(m < low)).alias(f"from_{k}") for k, m in enumerate(meant)],
-        *[F.count_if(~(m > high)).alias(f"to_{k}") for k, m in enumerate(meant)],
-    )
-    fits = [(2 * F.col(f"from_{k}") > F.col("n")) & (2 * F.col(f"to_{k}") > F.col("n")) for k in range(units)]
-    return counted.select(
-        "entry", "patient_id", "file", "unit", "files", "ignored", "rows", "n", "below", "above",
-        (F.greatest(*fits, F.lit(False)) if fits else F.lit(False)).alias("fits"),
-    )  # fmt: skip
-
-
-def _contradictions(survey: DataFrame, parts: Sequence[Judged]) -> DataFrame:
-    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one,
-    and where basal rates are too small beside the patient's boluses.
-
-    A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
-    """
-    outside = 2 * F.greatest("below", "above") > F.col("n")
-    wrong = survey.filter((F.col("n") >= CONTRADICTION_MINIMUM) & F.col("patient_id").isNotNull() & outside & F.col("fits"))
-    found = wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
-    rates, doses = (
-        [e.number for p in parts for e in p.entries if (e.meaning.name, e.meaning.kind) == which] for which in (("insulin_basal", "rate"), ("insulin_bolus", "dose"))
-    )
-    if not rates or not doses:
-        return found
-    looked_at = [p.frame for p in parts if any(e.number in (*rates, *doses) for e in p.entries)]
-    small = too_small(_union(f.select("entry", "patient_id", "file", "unit", "utc", "value", "reason", "ignored") for f in looked_at), rates, doses)
-    return found.unionByName(small).distinct()
-
-
-def _overruled(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> DataFrame:
-    """Refuses all records of a patient, file, entry and unit that contradict their unit."""
-    own = sorted(contradicted & {e.number for e in part.entries})
-    if not own:
-        return part.frame
-    found = F.broadcast(wrong_units.filter(F.col("entry").isin(own)))
-    keys = [*(["entry"] if len(part.entries) > 1 else []), "patient_id", "file", "unit"]
-    df = part.frame.join(found.select(*keys, "contradicted"), keys, "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)), "unit_contradicts_values")).drop("contradicted")
 
 
 # what duplicates and results need of a sound record
@@ -357,7 +279,7 @@ def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: i
         frames = [described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, *_NAMES).filter(F.lit(False))]
     if earlier is not None:
         frames.append(earlier)
-    return _union(frames).withColumn("bucket", bucket_of(buckets))
+    return union(frames).withColumn("bucket", bucket_of(buckets))
 
 
 # --- results ------------------------------------------------------------------------------------------------------------
@@ -366,7 +288,7 @@ _PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "
 
 
 def _exposures(kept: DataFrame) -> DataFrame:
-    df = kept.filter("target = 'exposure'").select(
+    df = kept.select(
         "patient_id",
         F.col("name").alias("agent"),
         "kind",
@@ -380,7 +302,7 @@ def _exposures(kept: DataFrame) -> DataFrame:
 
 
 def _events(kept: DataFrame) -> DataFrame:
-    df = kept.filter("target = 'event'").select(
+    df = kept.select(
         "patient_id", F.col("name").alias("event"), F.col("utc").alias("start"), "end", "label", *_PROVENANCE
     )
     return EVENTS.conform(df)
@@ -435,21 +357,6 @@ def _applies(code: str, e: Entry) -> bool:
     return True
 
 
-def _read(survey: DataFrame, entries: Sequence[Entry]) -> dict[int, dict[str, int]]:
-    """files, rows_ignored and rows_read by number of entry."""
-    sums = [F.sum(n).alias(n) for n in ("files", "ignored", "rows")]
-    found = {r.entry: r for r in survey.groupBy("entry").agg(*sums).collect()}
-    files = {e.meaning.group: found[e.number].files for e in reversed(entries) if e.number in found and found[e.number].files}
-    return {
-        e.number: {
-            "files": files.get(e.meaning.group, 0),
-            "rows_ignored": found[e.number].ignored if e.number in found else 0,
-            "rows_read": found[e.number].rows if e.number in found else 0,
-        }
-        for e in entries
-    }
-
-
 def by_source(rows: Iterable[dict]) -> list[dict]:
     """Rows of INGEST_COUNTS: those of entries that are counted under one source name added up; files are the same for each."""
     result: dict[str, dict] = {}
@@ -467,12 +374,3 @@ def check_conservation(counts: Iterable[dict]) -> None:
                 f"{c['source']}: records were lost: {c['rows_read']} read, {c['accepted']} accepted, "
                 f"{c['duplicates']} duplicates, {c['quarantined']} quarantined"
             )
-
-
-def check_presence(read: dict[int, dict[str, int]], sources: Sequence[Source], entries: Sequence[Entry]) -> None:
-    """Raises DataError where a whole source has no record."""
-    for origin, source in enumerate(sources):
-        own = [e for e in entries if e.origin == origin]
-        if not any(read[e.number]["rows_read"] for e in own):
-            files = sum({e.meaning.group: read[e.number]["files"] for e in own}.values())
-            raise DataError(f"source {source.name}: no records in {files} files; expected at least one")

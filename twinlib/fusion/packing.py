@@ -21,8 +21,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from twinlib.fusion import grids
+from twinlib.fusion.arrays import DAY, MINUTE
 from twinlib.fusion.asof import histories, known_at
-from twinlib.fusion.grids import DAY, MINUTE, MONDAY
+from twinlib.fusion.grids import MONDAY
 from twinlib.fusion.layout import PATIENT_COVARIATES, Layout
 from twinlib.tables.schemas import COVARIATES, INPUTS, TIMELINES
 

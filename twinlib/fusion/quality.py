@@ -17,14 +17,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from twinlib.errors import ConfigError
-from twinlib.fusion.arrays import codes, instants, last_where, numbers, with_flags
+from twinlib.fusion.arrays import HOUR, MINUTE, codes, instants, last_where, numbers, starts, with_flags
 from twinlib.fusion.vocabulary import Sensor
 from twinlib.fusion.witnesses import clock_shift, drifted
 from twinlib.tables.schemas import SENSOR_QUALITY
 
-MINUTE = 60_000_000  # microseconds
 SAME = 1e-6  # values nearer than this are one value
-HOUR = 60 * MINUTE
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Surroundings:
         self._limits = limits
         self.clock_off, self.drifts = np.zeros(len(micros), bool), np.zeros(len(micros), bool)
         n = len(micros)
-        self._first = np.flatnonzero(np.diff(series, prepend=-1))  # of each series
+        self._first = starts(series)  # of each series
         self._starts = np.zeros(n, bool)
         self._starts[self._first] = True
         self._start = np.repeat(self._first, np.diff(np.append(self._first, n)))
@@ -245,7 +243,7 @@ def _behind(series: np.ndarray, kind: np.ndarray, rank: Sequence[tuple], micros:
     series, kind (n,): numbers, not decreasing; rank: by series, the lower is the better one.
     """
     found = np.zeros(len(micros), bool)
-    first = np.flatnonzero(np.diff(series, prepend=-1))
+    first = starts(series)
     ends = np.append(first[1:], len(series))
     together: dict[int, list[int]] = {}
     for k, at in enumerate(first):
@@ -280,7 +278,7 @@ def flagged(readings: pa.Table, sensors: Mapping[str, Sensor], order: Sequence[s
         key = (kind * len(sources) + source) * (len(devices) + 1) + device + 1
         place = np.lexsort((micros, key))
         key, kind, micros, limits = key[place], kind[place], micros[place], _limits(sensors, names, signal[rows][place])
-        first = np.flatnonzero(np.diff(key, prepend=-1))
+        first = starts(key)
         series = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(key))))
         ranks = {s: k for k, s in reversed(list(enumerate(order)))}
         makers = [(sources[source[k]], devices[device[k]] if device[k] >= 0 else "") for k in place[first]]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from twinlib.fusion.arrays import codes, has_flag, instants, numbers, whole_patients, with_flags
+from twinlib.fusion.arrays import codes, has_flag, instants, numbers, starts, whole_patients, with_flags
 from twinlib.fusion.duplicates import DECIMALS
 from twinlib.fusion.entries import Entry
 from twinlib.fusion.quality import flagged
@@ -30,7 +30,7 @@ SCHEMA = f"{_FIELDS}, entry int, kept boolean, {AHEAD} boolean"
 def readings(
     sound: DataFrame, exposures: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor], buckets: int, again: bool = False
 ) -> DataFrame:
-    """SCHEMA of sound records (RECORD and `bucket`) of signals: all of them, `kept` where they are OBSERVATIONS. Partition k holds bucket k.
+    """SCHEMA of sound records (RECORD, `origin` and `bucket`) of signals: all of them, `kept` where they are OBSERVATIONS. Partition k holds bucket k.
 
     exposures: the same of agents; doses with which some signal rises are looked at beside it. Where records contradict each other (see
     `duplicates`), the first is kept: in order of source, corrected ones first, then of entry, file and line. again: some have been through here
@@ -40,13 +40,12 @@ def readings(
     signals = sorted({e.meaning.name for e in measured})
     rise = {s.rises_with for n, s in sensors.items() if n in signals}
     doses = {e.number: e.meaning.name for e in entries if e.meaning.target == "exposure" and e.meaning.name in rise and e.meaning.kind == "dose"}
-    sound = sound.select("bucket", *RECORD)
+    sound = sound.select("bucket", "origin", *RECORD)
     if doses:
-        sound = sound.unionByName(exposures.where(F.col("entry").isin(list(doses))).select("bucket", *RECORD))
+        sound = sound.unionByName(exposures.where(F.col("entry").isin(list(doses))).select(sound.columns))
     rank = _by_entry({e.number: signals.index(e.meaning.name) for e in measured})
-    origin = _by_entry({e.number: e.origin for e in entries})
     original = ~F.array_contains("quality", "amended")
-    keyed = sound.select("*", rank.alias("rank"), origin.alias("origin"), original.alias("original"))
+    keyed = sound.select("*", rank.alias("rank"), original.alias("original"))
     placed = keyed.repartitionById(buckets, F.col("bucket")).sortWithinPartitions(
         "patient_id", "rank", "utc", "origin", "original", "entry", "file", "line", "part"
     )
@@ -102,8 +101,7 @@ def finished(
 
 def _settled(table: pa.Table, again: bool) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """kept (n,), differ (n,): another value stands, or stood, at the instant; and the flags that are worked out anew."""
-    key = np.stack([codes(table["patient_id"])[0], codes(table["signal"])[0], instants(table["time"])])
-    first = np.flatnonzero((np.diff(key, axis=1, prepend=-1) != 0).any(axis=0)) if key.size else np.zeros(0, int)
+    first = starts(codes(table["patient_id"])[0], codes(table["signal"])[0], instants(table["time"]))
     kept = np.zeros(table.num_rows, bool)
     kept[first] = True
     counts = np.diff(np.append(first, table.num_rows))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-MINUTE = 60_000_000  # microseconds
+from twinlib.fusion.arrays import MINUTE, starts
+
 BIN = 15  # min
 AHEAD = 4  # bins over which a rise is taken: an hour
 FARTHEST = 14 * 60 // BIN  # bins: no zone is farther from another that is taken for it
@@ -65,7 +66,7 @@ def drifted(
     off = np.log(value[nearest[paired]] / meter_value[paired])
     at, width = meter_micros[paired], int(minutes * MINUTE)
     window = np.stack([np.searchsorted(at, micros - width), np.searchsorted(at, micros + width, "right")])
-    cuts = np.flatnonzero((np.diff(window, axis=1, prepend=-1) != 0).any(axis=0))  # readings between two of the meter's share their window
+    cuts = starts(*window)  # readings between two of the meter's share their window
     for a, b in zip(cuts, [*cuts[1:], len(micros)]):
         some = off[window[0, a] : window[1, a]]
         if len(some) >= pairs:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-
 from twinlib.synthetic.exports import MMOL, RawFile
 from twinlib.synthetic.people import FAULTS, Person, stream
 

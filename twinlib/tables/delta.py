@@ -21,7 +21,7 @@ from twinlib.session import require_delta
 from twinlib.tables.contracts import PATIENT, Table
 from twinlib.tables.faults import point
 from twinlib.tables.ordered import AHEAD
-from twinlib.tables.storage import BUCKET, Storage, check_flat, check_parquet, check_types, without
+from twinlib.tables.storage import BUCKET, Storage, check_flat, check_parquet, check_types, local_folder, without
 
 _BUCKETS = "twinlib.buckets"
 _CONSTRAINT = "delta.constraints."
@@ -65,7 +65,7 @@ class DeltaStorage(Storage):
         if self.folder is None or not self.exists(table):
             return  # an object store checks what it stores
         files = self.spark.read.format("delta").load(self._path(table)).inputFiles()
-        check_parquet((unquote(f.removeprefix("file://").removeprefix("file:")) for f in files), table)
+        check_parquet((local_folder(unquote(f)) for f in files), table)
 
     def maintain(self, table: Table, retain_hours: float) -> dict[str, int]:
         if not self.exists(table):

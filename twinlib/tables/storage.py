@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -41,8 +41,8 @@ class Storage(ABC):
         self._lock = FileLock(str(self.folder / LOCK), mode=0o600) if self.folder else None
 
     @contextmanager
-    def writer(self) -> Iterator[None]:
-        """Hold the single writer lock of the root; may be nested. Raises StorageError when another run holds it.
+    def writer(self, wait: float = 0.0) -> Iterator[None]:
+        """Hold the single writer lock of the root; may be nested. Raises StorageError when another run holds it, and still does after `wait` seconds.
 
         Every write takes it; a job holds it around all of its writes. It goes with the process, so a crash leaves no
         stale lock. A root that is not a local folder (Delta on an object store) has none: there Delta's own commits
@@ -53,7 +53,7 @@ class Storage(ABC):
             return
         make_folder(self.folder)
         try:
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(blocking=wait > 0, timeout=wait, poll_interval=1.0)
         except Timeout:
             raise StorageError(f"another run is writing these tables: it holds the lock {self.folder / LOCK}") from None
         except OSError as e:
@@ -116,6 +116,7 @@ class Storage(ABC):
             return table.conform(df)
         table.conform(df.drop(AHEAD))
         return df
+
     @abstractmethod
     def read_version(self, table: Table, version: str) -> DataFrame:
         """The table as it was in the version of that name (see `version`). Raises StorageError where it is not kept any more."""
@@ -156,7 +157,12 @@ class Storage(ABC):
         """Remove all that the current version does not need, now."""
 
     def empty(self, table: Table) -> DataFrame:
-        return self.spark.createDataFrame([], table.schema)
+        return self.frame(table, [])
+
+    def frame(self, table: Table, rows: Iterable[Mapping]) -> DataFrame:
+        """Rows by name of column; what a row lacks is null."""
+        names = table.schema.fieldNames()
+        return self.spark.createDataFrame([tuple(r.get(n) for n in names) for r in rows], table.schema)
 
     def scope(self, patients: DataFrame) -> DataFrame:
         """The distinct patients to replace: columns patient_id, bucket."""
@@ -174,8 +180,8 @@ class Storage(ABC):
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
-        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, and that is checked. The function raises StorageError with the rules broken and by how many rows, else returns the
-        number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
+        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, and that is checked. The function raises
+        StorageError with the rules broken and by how many rows, else returns the number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
         it is null are not counted.
         """
         rules = dict(table.rules)
