@@ -26,7 +26,7 @@ demo: check $(READY)
 	$(PY) jobs/refresh.py --config conf/demo.yaml
 
 test: check $(READY)
-	$(PY) -m pytest -m "not slow and not faults"
+	$(PY) -m pytest -m "not slow and not faults" --numprocesses 2 --dist loadfile
 
 test-all: check $(READY)
 	$(PY) -m pytest

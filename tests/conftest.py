@@ -1,9 +1,11 @@
 """Fixtures that every test may use: one Spark session, the real data sets, temporary storage."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -26,10 +28,11 @@ def spark():
         "spark.buffer.pageSize": "4m",  # every small broadcast relation holds a page: of 64 MB by default, and a few dozen sources fill the heap
         "spark.databricks.delta.snapshotPartitions": 1,  # else 50 tasks to read the log of a table of two rows
     }
-    try:
-        s = session("tests", conf, delta=True)
-    except StorageError:
-        s = session("tests", conf)
+    with FileLock(Path(tempfile.gettempdir()) / "twinlib-tests.lock"):  # Spark's resolver fetches jars for one process at a time
+        try:
+            s = session("tests", conf, delta=True)
+        except StorageError:
+            s = session("tests", conf)
     yield s
     s.stop()
 

@@ -10,15 +10,15 @@ from twinlib.metrics import Tasks
 def test_tasks_are_counted_from_the_moment_it_is_made(spark):
     def uneven(batches):
         for batch in batches:
-            time.sleep(0.6 if batch.column(0)[0].as_py() == 0 else 0.05)
+            time.sleep(2.0 if batch.column(0)[0].as_py() == 0 else 0.05)
             yield batch
 
     spark.range(0, 50, 1, 5).count()
     tasks = Tasks(spark)
     spark.range(0, 5, 1, 5).mapInArrow(uneven, "id long").write.format("noop").mode("overwrite").save()
     found = tasks.measure(2.0)
-    assert found["tasks"] == 5 and found["task_seconds"] > 0.8 > found["jvm_cpu_seconds"] > 0
-    assert found["skew"] > 2 and found["rows_read"] == 5 and found["rows_per_second"] == 2.5
+    assert found["tasks"] == 5 and found["task_seconds"] > 2.2 and found["task_seconds"] > found["jvm_cpu_seconds"] > 0
+    assert found["skew"] > 1.2 and found["rows_read"] == 5 and found["rows_per_second"] == 2.5
     assert Tasks(spark).measure(1.0)["tasks"] == 0 and Tasks(spark).measure(0.0)["skew"] == 1.0
 
 

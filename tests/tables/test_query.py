@@ -9,7 +9,7 @@ from twinlib.errors import StorageError
 from twinlib.tables.contracts import Table
 from twinlib.tables.parquet import ParquetStorage
 from twinlib.tables.query import connect
-from twinlib.tables.schemas import PATIENTS, RUNS
+from twinlib.tables.schemas import ALERTS, PATIENTS, RUNS, TABLES
 
 REPO = Path(__file__).resolve().parents[2]
 NOON = datetime(2026, 7, 1, 12, tzinfo=timezone.utc)
@@ -29,9 +29,10 @@ def output(spark, tmp_path_factory):
 def test_every_table_is_a_view_with_the_contract_s_columns(output):
     for folder in (output, output / "tables"):
         tables = connect(folder)
-        assert tables.execute("SHOW TABLES").fetchall() == [("patients",), ("runs",)]
-        assert tables.sql("SELECT * FROM patients").columns == [c.name for c in PATIENTS.columns]
-        assert tables.execute("SELECT count(*) FROM patients").fetchone() == (0,)
+        assert {name for (name,) in tables.execute("SHOW TABLES").fetchall()} == set(TABLES)
+        for table in (PATIENTS, ALERTS):  # written without rows, and not written at all
+            assert tables.sql(f"SELECT * FROM {table.name}").columns == [c.name for c in table.columns]
+            assert tables.execute(f"SELECT count(*) FROM {table.name}").fetchone() == (0,)
         found = tables.execute("SELECT stage, started_at::VARCHAR, seconds, counts['rows'], message FROM runs").fetchone()
         assert found == ("fit", "2026-07-01 12:00:00+00", 1.5, 7, None)
 
