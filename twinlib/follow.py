@@ -28,7 +28,7 @@ from twinlib.errors import ConfigError
 from twinlib.fusion.entries import interpret
 from twinlib.fusion.ingest import Ingested, fuse
 from twinlib.fusion.vocabulary import load_vocabulary
-from twinlib.sources.columnar import uri
+from twinlib.sources.files import uri
 from twinlib.sources.mapped import MappedSource
 from twinlib.tables import Storage, schemas
 from twinlib.tables.runs import Runs

@@ -1,16 +1,18 @@
-"""Parquet files read by Spark itself give what the same files give through Arrow: tables, counts, reasons and lines."""
+"""Parquet files, whose columns keep their types, give what CSV files of the same content give: tables, counts, reasons and lines; also in parts."""
 
 import json
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
 from tests.fusion.test_ingest import KEY, counts, id_of, run_config
 from tests.sources import mapping_file
 from twinlib.fusion.ingest import ingest
-from twinlib.sources import columnar
+from twinlib.sources import mapped, open_sources
 
 MAPPING = {
     "name": "clinic",
@@ -31,10 +33,7 @@ MAPPING = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    root = tmp_path_factory.mktemp("columnar")
-    (root / "cgm").mkdir()
+def content() -> dict[str, pa.Table]:
     start, five = datetime(2024, 3, 30, 23), timedelta(minutes=5)
     times = [start + k * five for k in range(60)]  # over the gap of the 31st of March
     values = [100.0 + k for k in range(60)]
@@ -44,44 +43,73 @@ def config(tmp_path_factory):
         "unit": ["mg/dL"] * 62 + ["mg/dL", "furlong", "mg/dL"], "name": ["Jo"] * 65, "note": ["p"] * 65,
     }  # fmt: skip
     other = {k: v[:20] for k, v in one.items()} | {"who": ["q"] * 20, "unit": ["mmol/L"] * 20, "v": [120.0 + k for k in range(20)]}
-    for name, columns in (("a", one), ("b", other)):
-        pq.write_table(pa.table(columns), root / "cgm" / f"{name}.parquet")
-    (root / "cgm" / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     utc = [t.replace(tzinfo=timezone.utc) for t in times[:6]]
     pump = {"who": ["p"] * 6, "at": utc, "what": ["bolus", "bolus", "rate", "rate", "alarm", None], "v": [2, -1, 1, 40, 0, 0], "minutes": [None, None, 30, 30, None, None]}
-    pq.write_table(pa.table(pump), root / "pump.parquet")
-    return run_config((mapping_file(root, MAPPING), root), storage={"buckets": 3})
+    single = pa.schema([("who", pa.string()), ("at", pa.timestamp("us", "UTC")), ("what", pa.string()), ("v", pa.float32()), ("minutes", pa.int32())])
+    return {"cgm/a": pa.table(one), "cgm/b": pa.table(other), "pump": pa.table(pump, single)}
 
 
-def everything(spark, config) -> dict:
+def written(root: Path, kind: str, **options):
+    (root / "cgm").mkdir(parents=True)
+    for name, table in content().items():
+        path = root / f"{name}.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path, **options)
+        else:
+            csv.write_csv(pa.table([c.cast(pa.string()) for c in table.columns], table.column_names), path)
+    (root / "cgm" / f"broken.{kind}").write_bytes(b"PAR1 and then nothing" if kind == "parquet" else b"")
+    mapping = json.loads(json.dumps(MAPPING).replace("parquet", kind))
+    return run_config((mapping_file(root, mapping), root), storage={"buckets": 3})
+
+
+def everything(spark, config, header: int = 0) -> dict:
+    """All results; lines are counted from the first record. header: lines before it."""
     got = ingest(spark, config, KEY)
+    tables = {n: getattr(got, n).toArrow().to_pylist() for n in ("observations", "exposures", "patients", "quarantine")}
+    for rows in tables.values():
+        for row in rows:
+            row["line"] = (row.get("line") or header) - header
+            row["file"] = (row.get("file") or "").partition(".")[0]
+    records = [(r["file"], r["line"], json.loads(r.pop("record"))) for r in tables["quarantine"]]
+    for row in tables["quarantine"]:
+        if row["file"] == "cgm/broken":
+            del row["detail"]
     result = {
-        "counts": counts(got), "ignored": sorted((r.source, r.files, r.rows_ignored) for r in got.counts.collect()),
-        "quarantine": sorted((r.source, r.file, r.line or 0, r.reason, r.patient_id or "") for r in got.quarantine.collect()),
-        "records": [json.loads(r.record) for r in got.quarantine.collect()],
-        **{n: sorted(map(repr, getattr(got, n).collect())) for n in ("observations", "exposures", "patients")},
+        "counts": counts(got), "ignored": sorted((r.source, r.files, r.rows_ignored) for r in got.counts.collect()), "records": records,
+        **{n: sorted(map(repr, rows)) for n, rows in tables.items()}, "reasons": {(r["file"], r["line"]): r["reason"] for r in tables["quarantine"]},
     }  # fmt: skip
     got.release()
     return result
 
 
-def test_both_ways_give_the_same(spark, config, monkeypatch):
-    through_arrow = everything(spark, config)
-    monkeypatch.setattr(columnar, "WORTH", 0)
-    plans = []
-    parts = columnar.parts
-    monkeypatch.setattr(columnar, "parts", lambda *a: plans.append(1) or parts(*a))
-    natively = everything(spark, config)
-    assert len(plans) == 2
-    for name in through_arrow.keys() - {"records"}:
-        assert natively[name] == through_arrow[name], name
+@pytest.fixture(scope="module")
+def typed(spark, tmp_path_factory):
+    return everything(spark, written(tmp_path_factory.mktemp("parquet") / "raw", "parquet"))
 
-    reasons = {(r[1], r[2]): r[3] for r in natively["quarantine"]}
-    assert reasons["cgm/a.parquet", 4] == "missing_value" and reasons["cgm/a.parquet", 5] == "unparsable_value"
-    assert reasons["cgm/a.parquet", 6] == "out_of_range" and reasons["cgm/a.parquet", 27] == "nonexistent_local_time"
-    assert reasons["cgm/a.parquet", 63] == reasons["cgm/a.parquet", 64] == "missing_patient"
-    assert reasons["cgm/b.parquet", 1] == "unit_contradicts_values" and reasons["cgm/broken.parquet", 0] == "unreadable_file"
-    assert reasons["pump.parquet", 2] == "negative_amount" and reasons["pump.parquet", 4] == "out_of_range"
-    shown = [r for r in natively["records"] if r.get("who")]
+
+def test_types_and_texts_give_the_same(spark, tmp_path, typed):
+    as_texts = everything(spark, written(tmp_path / "raw", "csv"), header=1)
+    for name in typed.keys() - {"records"}:
+        assert as_texts[name] == typed[name], name
+
+
+def test_parts_of_files_give_the_same(spark, tmp_path, typed, monkeypatch):
+    config = written(tmp_path / "raw", "parquet", row_group_size=7)
+    monkeypatch.setattr(mapped, "TASK_BYTES", 1000)
+    (source,) = open_sources(config)
+    assert len(source.jobs(0)) > 10
+    in_parts = everything(spark, config)
+    assert {n: v for n, v in in_parts.items() if n != "records"} == {n: v for n, v in typed.items() if n != "records"}
+    assert sorted(map(repr, in_parts["records"])) == sorted(map(repr, typed["records"]))
+
+
+def test_reasons_and_records(typed):
+    reasons = typed["reasons"]
+    assert reasons["cgm/a", 4] == "missing_value" and reasons["cgm/a", 5] == "unparsable_value"
+    assert reasons["cgm/a", 6] == "out_of_range" and reasons["cgm/a", 27] == "nonexistent_local_time"
+    assert reasons["cgm/a", 63] == reasons["cgm/a", 64] == "missing_patient"
+    assert reasons["cgm/b", 1] == "unit_contradicts_values" and reasons["cgm/broken", 0] == "unreadable_file"
+    assert reasons["pump", 2] == "negative_amount" and reasons["pump", 4] == "out_of_range"
+    shown = [r for _, _, r in typed["records"] if r.get("who")]
     assert {r["who"] for r in shown} == {id_of("p"), id_of("q")}
     assert all(r.get("name", "(hidden)") == "(hidden)" for r in shown) and any(r.get("note") == id_of("p") for r in shown)

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-import pyarrow as pa
-
+from tests.sources import told
 from twinlib.config import RunConfig
 from twinlib.sources import open_sources
 from twinlib.sources.ehr import extract
@@ -25,8 +24,7 @@ def records(source: dict, **more) -> tuple[list[dict], int]:
     (opened,) = open_sources(ehr_config(source, **more))
     opened.check()
     system, _ = filesystem(opened.root)
-    batches = [b for t in opened.tables for f in t.files for b in extract(t, f, system, KEY, opened.namespace, 0)]
-    rows = pa.Table.from_batches(batches).to_pylist()
+    rows = told(p for t in opened.tables for f in t.files for p in extract(t, f, system, KEY, opened.namespace, 0))
     found = [r | {"meaning": opened.meanings[r["entry"]]} for r in rows if r["ignored"] is None]
     return found, sum(r["ignored"] or 0 for r in rows)
 

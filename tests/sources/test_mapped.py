@@ -6,10 +6,9 @@ import json
 import os
 import stat
 
-import pyarrow as pa
 import pytest
 
-from tests.sources import mapping_file
+from tests.sources import mapping_file, told
 from tests.sources.test_mapping import GOOD
 from twinlib.config import PseudonymConfig
 from twinlib.errors import ConfigError, DataError
@@ -34,10 +33,7 @@ def source(tmp_path, files: dict[str, str], change=lambda group: None) -> Mapped
 
 def extracted(s: MappedSource) -> list[dict]:
     system, _ = filesystem(s.root)
-    batches = [
-        b for group, files in s.files() for f in files for b in extract(s._layout(group, 0), f, system, KEY, s.mapping.namespace)
-    ]
-    return pa.Table.from_batches(batches).to_pylist()
+    return told(p for group, files in s.files() for f in files for p in extract(s._layout(group, 0), f, system, KEY, s.mapping.namespace))
 
 
 def test_pseudonym_is_the_textbook_hmac():

@@ -36,9 +36,27 @@ def whole_patients(batches: Iterable[pa.RecordBatch], least: int = 200_000) -> I
         yield pa.Table.from_batches(held)
 
 
-def codes(column: pa.ChunkedArray) -> tuple[np.ndarray, list]:
+def coded(texts: pa.Array) -> pa.DictionaryArray:
+    """Texts as codes (int32) and the list of different texts; what is coded stays as it is."""
+    kind = pa.dictionary(pa.int32(), pa.string())
+    return texts.cast(kind) if pa.types.is_dictionary(texts.type) else texts.dictionary_encode().cast(kind)
+
+
+def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts in place of codes; other columns as they are."""
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def constant(text: str | None, n: int) -> pa.DictionaryArray:
+    """The same text n times, coded."""
+    at = pa.nulls(n, pa.int32()) if text is None else pa.array(np.zeros(n, np.int32))
+    return pa.DictionaryArray.from_arrays(at, pa.array([] if text is None else [text], pa.string()))
+
+
+def codes(column: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, list]:
     """(n,) place of each value in the list of different values (-1 = null), and that list."""
-    encoded = column.combine_chunks().dictionary_encode()
+    encoded = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    encoded = encoded if pa.types.is_dictionary(encoded.type) else encoded.dictionary_encode()
     return encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), encoded.dictionary.to_pylist()
 
 
@@ -48,8 +66,14 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def instants(column: pa.ChunkedArray) -> np.ndarray:
-    """(n,) int64 microseconds of a column of timestamps without null."""
-    return column.combine_chunks().cast(pa.int64()).to_numpy()
+    """(n,) int64 microseconds of a column of timestamps; the smallest number there is = null."""
+    return column.combine_chunks().cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy()
+
+
+def ranks(column: pa.ChunkedArray) -> np.ndarray:
+    """(n,) place of each text in the sorted list of different texts, -1 = null."""
+    place, texts = codes(column)
+    return np.append(np.argsort(np.argsort(np.array(texts, object), kind="stable"), kind="stable"), -1)[place] if texts else place.astype(np.int64)
 
 
 def starts(*keys: np.ndarray) -> np.ndarray:
@@ -83,11 +107,31 @@ def with_flags(lists: pa.ChunkedArray, flags: Mapping[str, np.ndarray], anew: Se
     return pa.array(results, pa.list_(pa.string())).take(pa.array(which))
 
 
+def with_words(texts: pa.ChunkedArray, flags: Mapping[str, np.ndarray], anew: Sequence[str] = ()) -> pa.Array:
+    """Lists of the words of each text, without those of `anew`, and behind them the names of the `flags` (n,) that hold."""
+    place, found = codes(texts)
+    bits = np.zeros(len(place), np.int64)
+    for k, holds in enumerate(flags.values()):
+        bits |= holds.astype(np.int64) << k
+    different, which = np.unique(place << len(flags) | bits, return_inverse=True)
+    lists = [
+        [word for word in found[pair >> len(flags)].split() if word not in anew] + [name for k, name in enumerate(flags) if pair >> k & 1]
+        for pair in different.tolist()
+    ]
+    return pa.array(lists, pa.list_(pa.string())).take(pa.array(which))
+
+
 def has_flag(lists: pa.ChunkedArray, *names: str) -> np.ndarray:
     """(n,) bool: one of the names stands in the row's list."""
     stood, found = codes(_joined(lists))
     holds = np.array([not set(names).isdisjoint(text.split()) for text in found], bool)
     return holds[stood] if len(holds) else np.zeros(0, bool)
+
+
+def has_word(texts: pa.ChunkedArray, word: str) -> np.ndarray:
+    """(n,) bool: the word stands in the row's text, which holds words separated by a space."""
+    place, found = codes(texts)
+    return np.array([*[word in text.split(" ") for text in found], False])[place]
 
 
 def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
+
+from twinlib.fusion.arrays import DAY, codes, instants, numbers
 
 PER_HOUR = 12  # steps of five minutes
 STEP = 0.025  # U/h
@@ -20,22 +22,35 @@ USUAL = (0.2, 0.8)  # share that the rates give when they are per five minutes
 FEWEST_RATES, FEWEST_DAYS = 12, 3
 
 
-def too_small(judged: DataFrame, rates: Sequence[int], doses: Sequence[int]) -> DataFrame:
-    """(entry, patient_id, file, unit, contradicted) of basal rates that look like U per 5 minutes, each file on its own.
+def too_small(sound: pa.Table, rates: Sequence[int], doses: Sequence[int]) -> pa.Table:
+    """(entry, patient_id, file, unit) of basal rates that look like U per 5 minutes, each file on its own.
 
-    judged: sound and refused records with entry, patient_id, file, unit, utc, value, reason, ignored. rates, doses: numbers of the entries
-    of basal rates and of boluses. Mean rates stand for their mean over time.
+    sound: entry, patient_id, file, unit, utc, value of sound records. rates, doses: numbers of the entries of basal rates and of boluses. Mean
+    rates stand for their mean over time. Amounts are added up as whole millionths, so that their order does not matter.
     """
-    sound = judged.where(F.col("reason").isNull() & F.col("ignored").isNull())
-    on_step = F.abs(F.col("value") / STEP - F.round(F.col("value") / STEP)) < 0.01
-    basal = sound.where(F.col("entry").isin(list(rates))).groupBy("entry", "patient_id", "file", "unit").agg(
-        F.count(F.lit(1)).alias("rates"), (24 * F.avg("value")).alias("basal"), F.avg(on_step.cast("int")).alias("stepped"))
-    bolus = sound.where(F.col("entry").isin(list(doses))).groupBy("patient_id").agg(
-        F.countDistinct(F.to_date("utc")).alias("days"), F.sum("value").alias("bolus"))
-    daily = F.col("bolus") / F.col("days")
-    share = F.col("basal") / (F.col("basal") + daily)
-    corrected = PER_HOUR * F.col("basal") / (PER_HOUR * F.col("basal") + daily)
-    odd = F.col("stepped") < 0.5
-    enough = (F.col("rates") >= FEWEST_RATES) & (F.col("days") >= FEWEST_DAYS)
-    wrong = basal.join(bolus, "patient_id", "inner").where(enough & odd & (share < LOWEST) & corrected.between(*USUAL))
-    return wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
+    entry = sound["entry"].combine_chunks().to_numpy()
+    patient, people = codes(sound["patient_id"])
+    value = numbers(sound["value"])
+    millionths = np.round(value * 1e6)
+    given = np.isin(entry, list(doses))
+    bolus = np.bincount(patient[given], millionths[given], len(people)) / 1e6
+    day = np.unique(np.stack([patient[given], instants(sound["utc"])[given] // DAY]), axis=1)[0]
+    days = np.bincount(day, minlength=len(people))
+    basal = np.flatnonzero(np.isin(entry, list(rates)))
+    keys = sound.select(["entry", "patient_id", "file", "unit"]).take(pa.array(basal))
+    different, group = np.unique(np.stack([codes(c)[0] for c in keys.columns]), axis=1, return_inverse=True)
+    k = different.shape[1]
+    steps = value[basal] / STEP
+    count = np.bincount(group, minlength=k)
+    per_day = 24 * np.bincount(group, millionths[basal], k) / 1e6 / count
+    stepped = np.bincount(group, np.abs(steps - np.round(steps)) < 0.01, k) / count
+    first = np.full(k, len(basal))
+    np.minimum.at(first, group, np.arange(len(basal)))
+    who = patient[basal][first]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        daily = bolus[who] / days[who]
+        share = per_day / (per_day + daily)
+        corrected = PER_HOUR * per_day / (PER_HOUR * per_day + daily)
+    enough = (count >= FEWEST_RATES) & (days[who] >= FEWEST_DAYS)
+    wrong = enough & (stepped < 0.5) & (share < LOWEST) & (corrected >= USUAL[0]) & (corrected <= USUAL[1])
+    return keys.take(pa.array(first[wrong]))

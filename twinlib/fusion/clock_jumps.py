@@ -7,24 +7,17 @@ daylight saving, or because it had been wrong. The records of the stretch that w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from twinlib.fusion.arrays import HOUR, MINUTE
-from twinlib.fusion.rules import overruled
+from twinlib.fusion.arrays import HOUR, MINUTE, codes, has_word, instants, numbers, starts
 
 LARGEST = 26 * 60 * MINUTE  # a day and daylight saving; larger steps back are files put together
 DISORDER = 0.05  # share of steps against the file's order above which it has none
 FEWEST = 12  # readings from which an order can be told
-SCHEMA = "entry int, file string, first_line bigint, last_line bigint, shift_minutes int"
-_ARROW = pa.schema(
-    [("entry", pa.int32()), ("file", pa.string()), ("first_line", pa.int64()), ("last_line", pa.int64()), ("shift_minutes", pa.int32())]
-)
 
 
 class Stretch(NamedTuple):
@@ -33,6 +26,17 @@ class Stretch(NamedTuple):
     first: int
     last: int
     shift: int
+
+
+class Jump(NamedTuple):
+    """Lines of a patient's records in a file that were written under another clock; minutes: what sets them right, 0 = unknown."""
+
+    entry: int
+    patient_id: str
+    file: str
+    first_line: int
+    last_line: int
+    minutes: int
 
 
 def stretches(time: np.ndarray, value: np.ndarray, repeated: np.ndarray) -> list[Stretch]:
@@ -96,64 +100,23 @@ def _repeats(time: np.ndarray, value: np.ndarray, k: int) -> bool:
     return sum(again) > len(again) / 2
 
 
-def find(judged: DataFrame, entries: Sequence[int]) -> list[dict]:
-    """Rows of SCHEMA for the sound records of the given entries, as they stand in their files.
-
-    judged: entry, file, line, patient_id, utc, value, quality, reason, with the records of a file in order within a partition.
-    """
-    if not entries:
-        return []
-    repeated = F.array_contains("quality", "ambiguous_local_time").alias("repeated")
-    series = judged.where(F.col("entry").isin(list(entries)) & F.col("reason").isNull() & F.col("ignored").isNull())
-    columns = ("entry", "file", "patient_id", "line", F.unix_micros("utc").alias("time"), "value", repeated)
-    return [r.asDict() for r in series.select(*columns).mapInArrow(_detected, SCHEMA).collect()]
-
-
-def _detected(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for (entry, file, _), lines, time, value, repeated in _series(batches):
-        found = stretches(time, value, repeated)
-        if found:
-            ends = [sorted((int(lines[s.first]), int(lines[s.last]))) for s in found]
-            rows = [(entry, file, a, b, round(s.shift / MINUTE)) for s, (a, b) in zip(found, ends)]
-            yield pa.RecordBatch.from_pylist([dict(zip(_ARROW.names, row)) for row in rows], _ARROW)
-
-
-def _series(batches: Iterable[pa.RecordBatch]):
-    """Consecutive rows of one entry, file and patient: (key, lines, times, values, repeated)."""
-    key, held = None, []
-    for batch in batches:
-        coded = [batch.column(k).dictionary_encode() for k in range(3)]
-        codes = np.stack([c.indices.fill_null(-1).to_numpy(zero_copy_only=False) for c in coded])
-        cuts = np.flatnonzero((np.diff(codes, axis=1) != 0).any(axis=0)) + 1
-        numbers = [batch.column(k).to_numpy(zero_copy_only=False) for k in range(3, 7)]
-        for a, b in zip([0, *cuts], [*cuts, batch.num_rows]):
-            if a == b:
-                continue
-            this = tuple(c.dictionary[int(code)].as_py() if code >= 0 else None for c, code in zip(coded, codes[:, a]))
-            if this != key and held:
-                yield key, *map(np.concatenate, zip(*held))
-                held = []
-            key = this
-            held.append([x[a:b] for x in numbers])
-    if held:
-        yield key, *map(np.concatenate, zip(*held))
-
-
-def applied(spark: SparkSession, judged: DataFrame, found: Sequence[dict]) -> DataFrame:
-    """`judged` with the records of the stretches `found` refused or moved."""
-    if not found:
-        return judged
-    rows = spark.createDataFrame(pa.Table.from_pylist(list(found), _ARROW))
-    frame = F.broadcast(rows.withColumnsRenamed({"entry": "_entry", "file": "_file"}))
-    inside = (F.col("entry") == F.col("_entry")) & (F.col("file") == F.col("_file")) & F.col("line").between(F.col("first_line"), F.col("last_line"))
-    df = judged.join(frame, inside, "left")
-    moved: Column = F.col("shift_minutes").cast("bigint") * MINUTE
-    shifted = lambda c: F.when(F.col("shift_minutes") > 0, F.timestamp_micros(F.unix_micros(c) + moved)).otherwise(F.col(c))  # noqa: E731
-    wrong = F.coalesce(F.col("shift_minutes") == 0, F.lit(False))
-    df = df.withColumns({
-        "utc": shifted("utc"),
-        "available_at": F.greatest("available_at", shifted("utc")),
-        "utc_offset_minutes": F.col("utc_offset_minutes") - F.coalesce("shift_minutes", F.lit(0)),
-        "reason": overruled(F.col("reason"), wrong, "clock_jump"),
-    })
-    return df.drop("_entry", "_file", "first_line", "last_line", "shift_minutes")
+def find(series: pa.Table) -> Iterator[Jump]:
+    """Jumps of sound records: entry, file, line, patient_id, utc, value, quality; all of a patient in a file, in any order."""
+    entry = series["entry"].combine_chunks().to_numpy()
+    (patient, ids), (file, names) = codes(series["patient_id"]), codes(series["file"])
+    line = series["line"].combine_chunks().to_numpy()
+    key = (patient.astype(np.int64) * max(len(names), 1) + file) * (int(entry.max(initial=0)) + 1) + entry
+    order = np.lexsort((line, key))
+    key, line, time, value = (x[order] for x in (key, line, instants(series["utc"]), numbers(series["value"])))
+    repeated = has_word(series["quality"], "ambiguous_local_time")[order]
+    begin = starts(key)
+    end = np.append(begin[1:], len(key))
+    back = np.concatenate([[0], np.cumsum(np.diff(time) < 0)])  # steps back so far; those between series are counted too, and do no harm
+    odd = back[end - 1] > back[begin]
+    rising = np.concatenate([[0], np.cumsum(np.diff(time) > 0)])
+    odd &= rising[end - 1] > rising[begin]
+    for a, b in zip(begin[odd].tolist(), end[odd].tolist()):
+        row = order[a]
+        for s in stretches(time[a:b], value[a:b], repeated[a:b]):
+            ends = sorted((int(line[a + s.first]), int(line[a + s.last])))
+            yield Jump(int(entry[row]), ids[patient[row]], names[file[row]], *ends, round(s.shift / MINUTE))

@@ -10,68 +10,70 @@ are the same.
   `same_instant`; equal ones (value, end and label) are repetitions.
 - Of one source, a record that corrects another (flag `amended`) comes before it.
 - Of a patient's attributes the first record is kept.
+
+Signals are settled in `readings`, by the same rule.
 """
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame, Window
-from pyspark.sql import functions as F
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from twinlib.fusion.arrays import has_word, instants, numbers, ranks, starts
+from twinlib.fusion.clocks import NOTHING
+from twinlib.fusion.entries import Entry
 
 DECIMALS = 6  # of canonical values that are compared
-KEYS = {
-    "exposure": ("patient_id", "name", "kind", "extended", "utc"),
-    "event": ("patient_id", "name", "utc"),
-    "patient": ("patient_id",),
-}
 
 
-def settle(df: DataFrame, target: str, again: bool = False) -> DataFrame:
-    """`df` (sound records of one target but signals, for which see `readings`; as `ingest` selects them) with `kept`, and the flags that the choice adds to `quality`.
+def settled(records: pa.Table, target: str, entries: Sequence[Entry], again: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """order (n,), kept (n,) and flags (name -> (n,)) of sound records (judge.JUDGED) of exposures, events or patients.
 
-    again: some of the records have been through here before, and bear the flags of what was dropped then. The result is that of all
-    records together, whatever came first.
-
-    Rows come out in order of bucket (where there is one), key and priority, the kept ones first.
+    order: of key and priority, in which kept and flags stand. again: some of the records have been through here before, and bear the flags
+    of what was dropped then, which are to be taken away; the result is that of all records together, whatever came first.
     """
-    rate = F.coalesce(F.col("kind") == "rate", F.lit(False))
-    same = F.round("value", DECIMALS).alias("value")  # 5.5 mmol/L and 99.0858 mg/dL are one value
-    item = F.when(F.col("adds"), F.struct(same, "end", "label")) if target in ("exposure", "event") else F.lit(None)
-    df = df.withColumns(
-        {
-            "extended": F.coalesce(F.col("kind") == "dose", F.lit(False)) & F.col("end").isNotNull(),
-            "item": item,
-            "place": F.when(rate, -F.col("line")).otherwise(F.col("line")),
-            "original": ~F.array_contains("quality", "amended"),
-        }
-    )
-    key = (*(["bucket"] if "bucket" in df.columns else []), *KEYS[target])
-    in_order = Window.partitionBy(*key).orderBy("item", "origin", "original", "entry", "file", "place")  # one sort for everything
-    whole = in_order.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
-    content = F.struct(same, "end")
-    df = df.withColumns(
-        {
-            "rank": F.row_number().over(in_order),
-            "repeats": F.lag("item").over(in_order).eqNullSafe(F.col("item")),
-            "leading": F.min("origin").over(whole),
-            "one_source": F.min("origin").over(whole) == F.max("origin").over(whole),
-            "differ": F.lit(target != "patient") & (F.min(content).over(whole) != F.max(content).over(whole)),
-        }
-    )
+    entry = records["entry"].combine_chunks().to_numpy()
+    of = {e.number: e for e in entries}
+    different, at = np.unique(entry, return_inverse=True)
+    own = [of[k] for k in different.tolist()]
+    kinds = [(e.meaning.name, e.meaning.kind or "") for e in own]
+    what = np.array([sorted(set(kinds)).index(k) for k in kinds], np.int64)[at]
+    origin = np.array([e.origin for e in own], np.int64)[at]
+    adds = np.array([e.adds for e in own], bool)[at]
+    rate, dose = (np.array([e.meaning.kind == k for e in own], bool)[at] for k in ("rate", "dose"))
+    patient, time, end = ranks(records["patient_id"]), instants(records["utc"]), instants(records["end"])
+    value, label = np.round(numbers(records["value"]), DECIMALS), ranks(records["label"])  # 5.5 mmol/L and 99.0858 mg/dL are one value
+    value = np.where(np.isnan(value), -np.inf, value)
+    key = [patient] if target == "patient" else [patient, what, dose & (end != NOTHING), time]
+    item = [np.where(adds, value, 0), np.where(adds, end, 0), np.where(adds, label, 0)] if target in ("exposure", "event") else []
+    original = ~has_word(records["quality"], "amended")
+    line = records["line"].combine_chunks().to_numpy()
+    place = [origin, original, entry, ranks(records["file"]), np.where(rate, -line, line)]
+    order = np.lexsort([*reversed(place), *reversed([*key, *item])])
+    key, item, origin, adds, value, end = [k[order] for k in key], [i[order] for i in item], origin[order], adds[order], value[order], end[order]
+    first = starts(*key) if len(order) else np.zeros(0, int)
+    counts = np.diff(np.append(first, len(order)))
+
+    def over(reduce, x: np.ndarray) -> np.ndarray:
+        """Of each row, a number of all with its key."""
+        return np.repeat(reduce.reduceat(x, first), counts) if len(first) else x
+
+    leading, last = over(np.minimum, origin), over(np.maximum, origin)
+    differ = np.zeros(len(order), bool)
+    if target != "patient":
+        differ = (over(np.minimum, value) != over(np.maximum, value)) | (over(np.minimum, end) != over(np.maximum, end))
+    one_source = leading == last
     if again:
-        conflict, either = F.array_contains("quality", "conflict"), F.arrays_overlap("quality", F.array(F.lit("conflict"), F.lit("same_instant")))
-        df = df.withColumns(
-            {
-                "differ": F.col("differ") | F.max(either).over(whole),
-                "one_source": F.col("one_source") & ~F.max(conflict).over(whole),
-                "quality": F.array_except("quality", F.array(F.lit("conflict"), F.lit("same_instant"))),
-            }
-        )
-    first = F.col("rank") == 1
-    kept = first | (F.col("adds") & ~F.col("repeats"))
-    flag = F.when(F.col("adds") & F.col("one_source"), "same_instant").otherwise("conflict")
-    return df.withColumns(
-        {
-            "kept": kept & (~F.col("adds") | (F.col("origin") == F.col("leading"))),
-            "quality": F.when(F.col("differ"), F.concat("quality", F.array(flag))).otherwise(F.col("quality")),
-        }
-    ).drop("extended", "item", "place", "original", "rank", "repeats", "leading", "one_source", "differ")
+        conflict, same = (has_word(records["quality"], word)[order] for word in ("conflict", "same_instant"))
+        differ |= over(np.logical_or, conflict | same)
+        one_source &= ~over(np.logical_or, conflict)
+    head = np.zeros(len(order), bool)
+    head[first] = True
+    repeats = np.zeros(len(order), bool)
+    if item:
+        repeats[1:] = np.logical_and.reduce([i[1:] == i[:-1] for i in item])
+    kept = (head | (adds & ~repeats)) & (~adds | (origin == leading))
+    instant = differ & adds & one_source
+    return order, kept, {"same_instant": instant, "conflict": differ & ~instant}

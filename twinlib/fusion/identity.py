@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from scipy.sparse import coo_array
@@ -175,14 +174,3 @@ def identities(spark: SparkSession, found: Sequence[Link], sources: Sequence[Sou
     """IDENTITIES of the links."""
     rows = [(x.canonical, x.patient, sources[x.origin].name, x.status, x.reason) for x in found]
     return spark.createDataFrame(rows, IDENTITIES.schema)
-
-
-def joined(spark: SparkSession, judged: DataFrame, found: Sequence[Link]) -> DataFrame:
-    """`judged` with each person's patient_id in place of the pseudonym of the source's own id."""
-    moved = sorted({(x.patient, x.canonical) for x in found if x.patient != x.canonical})
-    if not moved:
-        return judged
-    columns = [pa.array(c, pa.string()) for c in zip(*moved)]
-    aliases = spark.createDataFrame(pa.table(columns, names=["patient_id", "canonical"]))
-    df = judged.join(F.broadcast(aliases), "patient_id", "left")
-    return df.withColumn("patient_id", F.coalesce("canonical", "patient_id")).drop("canonical")

@@ -1,85 +1,88 @@
-"""Raw records of all sources to patients, observations, exposures and quarantine, with counts that must add up."""
+"""Raw records of all sources to patients, observations, exposures and quarantine, with counts that must add up.
+
+Spark moves blobs of judged records, a handful per task, and never sees a record before it is a row of a table (see docs/fusion.md).
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property, partial
+from datetime import UTC, datetime
+from functools import cached_property, partial, reduce
 
+import numpy as np
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError
-from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, Observation, SparkSession
+import pyarrow.compute as pc
+from pyspark import Accumulator, AccumulatorParam, StorageLevel, TaskContext
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StructType
 
 from twinlib.config import IdentityConfig, RunConfig
 from twinlib.errors import ConfigError, DataError
-from twinlib.fusion import clock_jumps
-from twinlib.fusion.duplicates import settle
-from twinlib.fusion.entries import Entry, described, entry_frame, interpret
-from twinlib.fusion.identity import Link, claims, identities, joined, relatives, resolve
-from twinlib.fusion.judge import judge
-from twinlib.fusion.readings import readings
-from twinlib.fusion.rules import RULES
-from twinlib.fusion.survey import Judged, check_presence, contradictions, overrule, read_counts, surveyed, union
+from twinlib.fusion import blobs, survey, tables
+from twinlib.fusion.arrays import decoded
+from twinlib.fusion.clock_jumps import Jump
+from twinlib.fusion.entries import Entry, interpret
+from twinlib.fusion.identity import claims, identities, relatives, resolve
+from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, placed_anew, read, refused_later, stored_records
+from twinlib.fusion.readings import RECORD, Finisher
+from twinlib.fusion.verdicts import AMOUNTS, SERIES, Judges, Verdicts
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
 from twinlib.sources import open_sources
-from twinlib.sources.forgotten import tombstone, without_forgotten
-from twinlib.sources.records import Part, Source
+from twinlib.sources.forgotten import tombstone
+from twinlib.sources.records import Job, Source
 from twinlib.tables.contracts import Table
 from twinlib.tables.ordered import AHEAD
 from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
-from twinlib.tables.storage import bucket_of
+
+TARGETS = {"patient": PATIENTS, "observation": OBSERVATIONS, "exposure": EXPOSURES, "event": EVENTS}
+KEPT = {"observation": OBSERVATIONS, "exposure": EXPOSURES}  # what stored records are read again of
+_SURVEY = "entry int, source string, patient_id string, file string, files bigint, ignored bigint, rows bigint"
+Counts = dict[int, tuple[int, int]]  # kept, dropped by number of entry
+
+
+class _ByPart(AccumulatorParam):
+    """Counts by part of a frame: a task that runs twice counts once."""
+
+    def zero(self, value: dict) -> dict:
+        return {}
+
+    def addInPlace(self, value1: dict, value2: dict) -> dict:  # noqa: N802  (Spark's name)
+        return value1 | value2
 
 
 @dataclass
 class Counted:
-    """Records (`plain`) that are counted by entry while something else computes `frame`. conditions: what is counted, by name."""
+    """A frame whose records are counted by entry where it is computed."""
 
-    plain: DataFrame
-    entries: Sequence[Entry]
-    conditions: dict[str, Column]
-    computed: bool = False  # `frame` has been computed
+    frame: DataFrame
+    accumulator: Accumulator
+    computed: bool = False  # `frame` has been computed as a whole
 
-    def __post_init__(self):
-        self._observation = Observation()
-        self.frame = self.plain.observe(self._observation, *self._sums())
-
-    def counts(self) -> dict[int, dict[str, int]]:
-        """The counts by number of entry; what has not been counted so far is counted now."""
-        found = self._observed() or self.plain.agg(*self._sums()).first().asDict()
-        return {e.number: {n: found[f"{n}{e.number}"] for n in self.conditions} for e in self.entries}
-
-    def _sums(self) -> list[Column]:
-        counts = [F.count_if((F.col("entry") == e.number) & c).alias(f"{n}{e.number}") for e in self.entries for n, c in self.conditions.items()]
-        return [F.count(F.lit(1)).alias("all"), *counts]
-
-    def _observed(self) -> dict[str, int] | None:
+    def counts(self) -> Counts:
+        """What has not been counted so far is counted now."""
         if not self.computed:
-            return None
-        try:
-            return self._observation.get
-        except Py4JJavaError:  # Spark saw that nothing is there, and left the counting out
-            return None
+            self.frame.count()
+            self.computed = True
+        total: Counts = {}
+        for part in self.accumulator.value.values():
+            for entry, (kept, dropped) in part.items():
+                before = total.get(entry, (0, 0))
+                total[entry] = (before[0] + kept, before[1] + dropped)
+        return total
 
 
 @dataclass
 class Ingested:
     """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE; `release` when they are written.
 
-    Each frame can be computed on its own. Their records are counted on the way (`counted`, by target and for quarantine); `survey` has
-    files, rows_ignored and rows_read by number of entry.
+    Each frame can be computed on its own. Their records are counted on the way (`counted`, by target and for quarantine). `survey` has files,
+    ignored and rows by entry, patient and file; `read` files, rows_ignored and rows_read by number of entry.
     """
 
-    patients: DataFrame
-    ordered: DataFrame  # observations in the order in which they are stored (see tables.ordered)
-    exposures: DataFrame
-    events: DataFrame
-    identities: DataFrame
-    quarantine: DataFrame
     counted: dict[str, Counted]
+    identities: DataFrame
     survey: DataFrame
     read: dict[int, dict[str, int]]
     spark: SparkSession
@@ -91,23 +94,38 @@ class Ingested:
 
         A check raises DataError where the records of the table's sources do not add up.
         """
-        frames = {
-            QUARANTINE: (self.quarantine, "quarantine"), OBSERVATIONS: (self.ordered, "observation"), EXPOSURES: (self.exposures, "exposure"),
-            EVENTS: (self.events, "event"), PATIENTS: (self.patients, "patient"),
-        }  # fmt: skip
 
         def check(target: str) -> None:
             self.counted[target].computed = True
             if target != "quarantine":
                 check_conservation(self.rows(target))
 
-        for table, (frame, target) in frames.items():
-            yield table, frame, partial(check, target)
+        for target in ("quarantine", "observation", "exposure", "event", "patient"):
+            yield TARGETS.get(target, QUARANTINE), self.counted[target].frame, partial(check, target)
         yield IDENTITIES, self.identities, lambda: None
+
+    def _table(self, target: str) -> DataFrame:
+        return TARGETS[target].conform(self.counted[target].frame.drop(AHEAD))
+
+    @property
+    def patients(self) -> DataFrame:
+        return self._table("patient")
 
     @property
     def observations(self) -> DataFrame:
-        return OBSERVATIONS.conform(self.ordered.drop(AHEAD))
+        return self._table("observation")
+
+    @property
+    def exposures(self) -> DataFrame:
+        return self._table("exposure")
+
+    @property
+    def events(self) -> DataFrame:
+        return self._table("event")
+
+    @property
+    def quarantine(self) -> DataFrame:
+        return self.counted["quarantine"].frame
 
     @cached_property
     def counts(self) -> DataFrame:
@@ -118,15 +136,20 @@ class Ingested:
 
     def landed(self) -> DataFrame:
         """source, file, files (1 where the file is counted under this source), rows_ignored, rows_read."""
-        names = F.broadcast(entry_frame(self.spark, self.entries).select("entry", "source"))
         sums = [F.sum(n).alias(m) for n, m in (("files", "files"), ("ignored", "rows_ignored"), ("rows", "rows_read"))]
-        return self.survey.join(names, "entry", "inner").groupBy("source", "file").agg(*sums)
+        return self.survey.groupBy("source", "file").agg(*sums)
 
     def rows(self, target: str) -> list[dict]:
         """What INGEST_COUNTS has of the entries of one target, a row for each."""
-        some, refused = [e for e in self.entries if e.meaning.target == target], self.counted["quarantine"].counts()
-        kept = self.counted[target].counts() if target in self.counted else {e.number: {"accepted": 0, "duplicates": 0} for e in some}
-        return [{"source": e.meaning.source, **self.read[e.number], **kept[e.number], **refused[e.number]} for e in some]
+        refused = self.counted["quarantine"].counts()
+        kept = self.counted[target].counts() if target in self.counted else {}
+        return [
+            {
+                "source": e.meaning.source, **self.read[e.number], "accepted": kept.get(e.number, (0, 0))[0], "duplicates": kept.get(e.number, (0, 0))[1],
+                "quarantined": refused.get(e.number, (0, 0))[0],
+            }
+            for e in self.entries if e.meaning.target == target
+        ]  # fmt: skip
 
     def release(self) -> None:
         for df in self.cached:
@@ -161,200 +184,216 @@ def fuse(
     stored: reads tables that hold earlier records; those of the patients concerned stand beside the new ones, as if they had come
     together, and a source may then have no records.
 
-    What comes through Python is kept; what Spark reads itself is read anew for each of: survey, quarantine, and the table it goes to.
+    Every file is read once; the blobs of its judged records are kept by bucket of patients, and every table is made from them. Files with records
+    that are refused only beside others are read again, for the texts of these.
     """
-    parts, cached = _judged(spark, sources, entries, key, as_of)
-    claimed = union(p.frame.select("entry", "patient_id", "identifiers") for p in parts)
-    stated = claims(identity, claimed, sources, [e.origin for e in entries], key) if identity else []
-    withdrawn = relatives(stated, tombstones, key)
-    found = resolve(c for c in stated if c.patient not in withdrawn)
-    gone = tombstones | {tombstone(key, p) for p in withdrawn}
-    parts = [Judged(_one_clock(spark, without_forgotten(p.frame, gone, key), p.entries, sensors, found), p.entries) for p in parts]
-    survey = surveyed(spark, parts).persist()
-    read = read_counts(survey, entries)
+    jobs = _jobs(sources)
+    how = Reading(tuple(entries), key, _micros(as_of), frozenset() if identity else tombstones)
+    found, links, cached = _read(spark, jobs, how, buckets, identity is not None), [], []
+    if identity or stored:
+        cached.append(found.persist(StorageLevel.MEMORY_AND_DISK))
+    canonical: dict[str, str] = {}
+    if identity:
+        stated = claims(identity, _claimed(found), sources, [e.origin for e in entries], key)
+        withdrawn = relatives(stated, tombstones, key)
+        links = resolve(c for c in stated if c.patient not in withdrawn)
+        canonical = {x.patient: x.canonical for x in links if x.patient != x.canonical}
+        gone, k = tombstones | {tombstone(key, p) for p in withdrawn}, survey.units(entries)
+        if canonical or gone:
+            found = found.mapInArrow(lambda batches: placed_anew(batches, buckets, canonical, lambda p: tombstone(key, p) in gone, k), blobs.SCHEMA)
+    if stored:
+        seen = _surveyed(found, entries).select("patient_id").where("patient_id IS NOT NULL").distinct()
+        found = reduce(DataFrame.unionByName, [found, *(_stored(stored(t), seen, target, entries, buckets) for target, t in KEPT.items())])
+    placed = found.repartitionById(buckets, F.col("bucket")).persist(StorageLevel.MEMORY_AND_DISK)
+    verdicts, read_ = _decided(placed, entries, Judges.of(entries, sensors))
     if stored is None:
-        check_presence(read, sources, entries)
-    seen = survey.select("patient_id").where("patient_id IS NOT NULL").distinct()
-    earlier = {t: _stored(spark, stored(table), seen, entries) for t, table in TABLES.items()} if stored else {}
-    wrong_units = contradictions(survey, parts).persist()
-    contradicted = {r.entry for r in wrong_units.select("entry").distinct().collect()}
-    final = [Judged(overrule(p, wrong_units, contradicted), p.entries) for p in parts]
-    fates = {"accepted": F.col("kept"), "duplicates": ~F.col("kept")}
-    sound = {t: _sound(spark, final, t, buckets, earlier.get(t)) for t in ("patient", "observation", "exposure", "event")}
-    settled = {
-        t: readings(df, sound["exposure"], entries, sensors, buckets, t in earlier)
-        if t == "observation"
-        else settle(df.repartitionById(buckets, F.col("bucket")), t, t in earlier)
-        for t, df in sound.items()
-    }
-    counted = {t: Counted(df, [e for e in entries if e.meaning.target == t], fates) for t, df in settled.items()}
-    counted["quarantine"] = Counted(union(_refused(p.frame) for p in final), entries, {"quarantined": F.lit(True)})
+        survey.check_presence(read_, sources, entries)
+    make = _Maker(spark, placed, tuple(entries), verdicts, bool(stored))
+    refused = make.quarantine([j for j in jobs if verdicts.files and j.shown(key) in verdicts.files], how, canonical)
     return Ingested(
-        patients=_patients(spark, survey, counted["patient"].frame, entries),
-        ordered=counted["observation"].frame.filter("kept").drop("entry", "kept"),
-        exposures=_exposures(counted["exposure"].frame.filter("kept")),
-        events=_events(counted["event"].frame.filter("kept")),
-        identities=identities(spark, found, sources),
-        quarantine=_quarantine(spark, counted["quarantine"].frame, entries),
-        counted=counted,
-        survey=survey,
-        read=read,
+        counted={"quarantine": refused, **{target: make.table(target, sensors) for target in TARGETS}},
+        identities=identities(spark, links, sources),
+        survey=_surveyed(placed, entries),
+        read=read_,
         spark=spark,
         entries=entries,
-        cached=(*cached, survey, wrong_units),
+        cached=(*cached, placed),
     )
 
 
-def _judged(
-    spark: SparkSession, sources: Sequence[Source], entries: Sequence[Entry], key: bytes, as_of: datetime | None
-) -> tuple[list[Judged], list[DataFrame]]:
-    """Every part judged record by record, without what became known after `as_of`; and what is kept of them."""
-    parts, cached, first = [], [], 0
+def _micros(instant: datetime | None) -> int | None:
+    if instant is None:
+        return None
+    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+
+
+def _jobs(sources: Sequence[Source]) -> list[Job]:
+    jobs, first = [], 0
     for source in sources:
-        records = source.records(spark, key, first)
-        for part in [Part(records)] if isinstance(records, DataFrame) else records:
-            some = entries[first : first + len(source.meanings)] if part.entry is None else [entries[part.entry]]
-            frame = judge(spark, part.frame, some)
-            if as_of is not None:  # before duplicates are settled: a later correction must not push out what was known
-                frame = frame.where(F.coalesce(F.col("available_at") <= F.lit(as_of), F.lit(True)))
-            if part.entry is None:
-                cached.append(frame.persist(StorageLevel.MEMORY_AND_DISK))
-            parts.append(Judged(frame, some))
+        jobs += source.jobs(first)
         first += len(source.meanings)
-    return parts, cached
+    return jobs
 
 
-def _one_clock(spark: SparkSession, judged: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor], found: Sequence[Link]) -> DataFrame:
-    """`judged` with the records of sensors whose clock was set refused or moved, and each person under one id."""
-    sensed = [e.number for e in entries if e.meaning.target == "observation" and e.meaning.name in sensors]
-    return joined(spark, clock_jumps.applied(spark, judged, clock_jumps.find(judged, sensed)), found)
+def _read(spark: SparkSession, jobs: Sequence[Job], how: Reading, buckets: int, identified: bool) -> DataFrame:
+    """The list of files travels inside the function: no path, and so no id, is in a plan."""
+    tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
+
+    def run(batches):
+        for batch in batches:
+            for task in batch.column(0).to_pylist():
+                yield from read(tasks[task], how, buckets, identified)
+
+    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, blobs.SCHEMA)
 
 
-# what duplicates and results need of a sound record
-_SOUND = (
-    "entry",
-    "file",
-    "line",
-    "part",
-    "device",
-    "patient_id",
-    "utc",
-    "end",
-    "value",
-    "label",
-    "utc_offset_minutes",
-    "available_at",
-    "quality",
-    "sex",
-    "birth_date",
-)
-_NAMES = ("origin", "source", "target", "name", "kind", "adds")
-TABLES = {"observation": OBSERVATIONS, "exposure": EXPOSURES}
+def _only(found: DataFrame, *kinds: str) -> DataFrame:
+    return found.where(F.col("kind").isin(*kinds))
 
 
-def _stored(spark: SparkSession, table: DataFrame, patients: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Stored rows of some patients as sound records (_SOUND and _NAMES)."""
-    own = entry_frame(spark, entries).select("entry", *_NAMES)
-    df = table.join(patients, "patient_id", "left_semi")
-    if "signal" in df.columns:
-        df = df.withColumnsRenamed({"signal": "name", "time": "utc"}).join(F.broadcast(own.drop("kind").dropDuplicates(["source", "name"])), ["source", "name"])
-        df = df.withColumns({"end": F.lit(None).cast("timestamp"), "label": F.lit(None).cast("string"), "kind": F.lit(None).cast("string")})
-    else:
-        df = df.withColumnsRenamed({"agent": "name", "start": "utc", "amount": "value"})
-        df = df.join(F.broadcast(own.dropDuplicates(["source", "name", "kind"])), ["source", "name", "kind"])
-        df = df.withColumn("device", F.lit(None).cast("string"))
-    df = df.withColumns({"part": F.lit(None).cast("int"), "sex": F.lit(None).cast("string"), "birth_date": F.lit(None).cast("date")})
-    return df.select(*_SOUND, *_NAMES)
+def _claimed(found: DataFrame) -> DataFrame:
+    def run(batches):
+        for table in blobs.gathered(batches, {"claims": CLAIMS.names}).values():
+            yield from pa.table({n: decoded(table[n]) for n in CLAIMS.names}).to_batches()
+
+    return _only(found, "claims").mapInArrow(run, "entry int, patient_id string, identifiers string")
 
 
-def _sound(spark: SparkSession, parts: Sequence[Judged], target: str, buckets: int, earlier: DataFrame | None = None) -> DataFrame:
-    """Sound records of a target, with the bucket of their patients."""
-    frames = []
-    for part in parts:
-        if any(e.meaning.target == target for e in part.entries):
-            df = part.frame.filter(F.col("ignored").isNull() & F.col("reason").isNull()).select(*_SOUND)
-            df = described(spark, df, part.entries, *_NAMES)
-            frames.append(df if len(part.entries) == 1 else df.filter(F.col("target") == target))
-    if not frames:
-        frames = [described(spark, parts[0].frame.select(*_SOUND), parts[0].entries, *_NAMES).filter(F.lit(False))]
-    if earlier is not None:
-        frames.append(earlier)
-    return union(frames).withColumn("bucket", bucket_of(buckets))
+def _surveyed(found: DataFrame, entries: Sequence[Entry]) -> DataFrame:
+    sources = [e.meaning.source for e in entries]
+
+    def run(batches):
+        for table in blobs.gathered(batches, {"survey": ["entry", "patient_id", "file", "files", "ignored", "rows"]}).values():
+            total = survey.summed(table, ("entry", "patient_id", "file"), ("files", "ignored", "rows"))
+            named = total.append_column("source", pa.array(sources, pa.string()).take(total["entry"].combine_chunks()))
+            yield from named.select([c.split()[0] for c in _SURVEY.split(", ")]).to_batches()
+
+    return _only(found, "survey").mapInArrow(run, _SURVEY)
 
 
-# --- results ------------------------------------------------------------------------------------------------------------
+def _stored(table: DataFrame, patients: DataFrame, target: str, entries: Sequence[Entry], buckets: int) -> DataFrame:
+    """Stored rows of some patients as blobs of sound records (`stored_<target>`)."""
 
-_PROVENANCE = ("utc_offset_minutes", "source", "file", "line", "available_at", "quality")
+    def run(batches):
+        packer = blobs.Packer(buckets)
+        for batch in batches:
+            yield from packer.add(f"stored_{target}", stored_records(pa.Table.from_batches([batch]), target, entries))
+        yield from packer.rest()
 
-
-def _exposures(kept: DataFrame) -> DataFrame:
-    df = kept.select(
-        "patient_id",
-        F.col("name").alias("agent"),
-        "kind",
-        F.col("utc").alias("start"),
-        "end",
-        F.col("value").alias("amount"),
-        "label",
-        *_PROVENANCE,
-    )
-    return EXPOSURES.conform(df)
+    return table.join(patients, "patient_id", "left_semi").mapInArrow(run, blobs.SCHEMA)
 
 
-def _events(kept: DataFrame) -> DataFrame:
-    df = kept.select(
-        "patient_id", F.col("name").alias("event"), F.col("utc").alias("start"), "end", "label", *_PROVENANCE
-    )
-    return EVENTS.conform(df)
+def _decided(placed: DataFrame, entries: Sequence[Entry], judges: Judges) -> tuple[Verdicts, dict[int, dict[str, int]]]:
+    """What the records of each patient say together, and the counts of what was read."""
+    columns: dict[str, Sequence[str] | None] = {"survey": None}
+    if judges.sensed:
+        columns["observation"] = SERIES
+    if judges.rates and judges.doses:
+        columns["exposure"] = AMOUNTS
+
+    def run(batches):
+        found = blobs.gathered(batches, columns)
+        wrong, jumps = judges.found(found.get("survey"), found.get("observation"), found.get("exposure"))
+        read_ = []
+        if "survey" in found:
+            sums = survey.summed(found["survey"], ("entry",), ("files", "ignored", "rows"))
+            read_ = sums.to_pylist()
+        yield pa.RecordBatch.from_pydict({"found": [json.dumps({"wrong": wrong, "jumps": jumps, "read": read_})]})
+
+    wrong, jumps, sums = [], [], {}
+    for row in _only(placed, *columns).mapInArrow(run, "found string").collect():
+        found = json.loads(row.found)
+        wrong += [tuple(w) for w in found["wrong"]]
+        jumps += [Jump(*j) for j in found["jumps"]]
+        for r in found["read"]:
+            total = sums.setdefault(r["entry"], {"files": 0, "ignored": 0, "rows": 0})
+            for name in total:
+                total[name] += r[name]
+    return Verdicts.of(wrong, jumps), survey.read_counts(sums, entries)
 
 
-def _patients(spark: SparkSession, survey: DataFrame, stated: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Everybody whose records were seen, refused ones included; attributes from the first record that states them."""
-    place = ("origin", "entry", "file", "line")
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the frames of tables from the blobs."""
 
-    def first_stated(name: str) -> Column:
-        return F.min(F.when(F.col(name).isNotNull(), F.struct(*place, name)))[name].alias(name)
+    spark: SparkSession
+    placed: DataFrame
+    entries: tuple[Entry, ...]
+    verdicts: Verdicts
+    again: bool
 
-    names = F.broadcast(entry_frame(spark, entries).select("entry", "source"))
-    seen = (
-        survey.filter("patient_id IS NOT NULL")
-        .join(names, "entry", "inner")
-        .groupBy("patient_id")
-        .agg(F.sort_array(F.collect_set("source")).alias("sources"))
-    )
-    attributes = stated.groupBy("patient_id").agg(first_stated("sex"), first_stated("birth_date"))
-    return PATIENTS.conform(seen.join(attributes, "patient_id", "left").select("patient_id", "sex", "birth_date", "sources"))
+    def table(self, target: str, sensors: Mapping[str, Sensor]) -> Counted:
+        table, entries, verdicts, again = TARGETS[target], self.entries, self.verdicts, self.again
+        finisher = Finisher(entries, sensors, again)
+        columns: dict[str, Sequence[str] | None] = {f"{prefix}{target}": None for prefix in ("", "stored_")}
+        if target == "observation":
+            some = [*RECORD, "unit"]
+            columns = dict.fromkeys(["observation", "stored_observation", *(["exposure", "stored_exposure"] if finisher.doses else [])], some)
+        if target == "patient":
+            columns["survey"] = ["entry", "patient_id"]
+
+        def rows(found: dict[str, pa.Table]) -> Iterator[tuple[pa.Table, Counts]]:
+            sound = {k: t if k.startswith("stored") or k == "survey" else verdicts.applied(t) for k, t in found.items()}
+            if target == "observation":
+                for k in ("exposure", "stored_exposure"):
+                    if k in sound:
+                        sound[k] = sound[k].filter(pc.is_in(sound[k]["entry"], value_set=pa.array(list(finisher.doses), pa.int32())))
+                if sound:
+                    for done in finisher(blobs.joined(list(sound.values()))):
+                        kept = done["kept"].to_numpy()
+                        yield done.filter(done["kept"]).drop_columns(["entry", "kept"]), tables.counts_of(done["entry"].to_numpy(), kept)
+            elif target == "patient":
+                if "survey" in sound:
+                    yield tables.people(sound["survey"], sound.get("patient"), entries)
+            elif sound:
+                yield tables.lasting(blobs.joined(list(sound.values())), table, entries, again)
+
+        return self._counted(self.placed, columns, rows, f"{_ddl(table)}, {AHEAD} boolean")
+
+    def quarantine(self, later: Sequence[Job], how: Reading, canonical: Mapping[str, str]) -> Counted:
+        entries, verdicts, expected = self.entries, self.verdicts, tables.expectations(self.entries)
+
+        def rows(found: dict[str, pa.Table]) -> Iterator[tuple[pa.Table, Counts]]:
+            for table in found.values():
+                yield tables.quarantined(table, verdicts, entries, expected)
+
+        refused = self._counted(self.placed, {"refused": REFUSED.names}, rows, _ddl(QUARANTINE))
+        if not later:
+            return refused
+        tasks, accumulator = balanced(later, self.spark.sparkContext.defaultParallelism), refused.accumulator
+
+        def run(batches):
+            for batch in batches:
+                for task in batch.column(0).to_pylist():
+                    total: Counts = {}
+                    for table in refused_later(tasks[task], how, verdicts, canonical):
+                        done, counts = tables.quarantined(table, verdicts, entries, expected)
+                        total = _plus(total, counts)
+                        yield from done.to_batches()
+                    accumulator.add({("later", task): total})
+
+        again = self.spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, _ddl(QUARANTINE))
+        return Counted(refused.frame.unionByName(again), accumulator)
+
+    def _counted(self, placed: DataFrame, columns: Mapping[str, Sequence[str] | None], rows: Callable, schema: str) -> Counted:
+        accumulator = self.spark.sparkContext.accumulator({}, _ByPart())
+
+        def run(batches):
+            total: Counts = {}
+            for table, counts in rows(blobs.gathered(batches, columns)):
+                total = _plus(total, counts)
+                yield from table.to_batches()
+            accumulator.add({TaskContext.get().partitionId(): total})
+
+        return Counted(_only(placed, *columns).mapInArrow(run, schema), accumulator)
 
 
-def _quarantine(spark: SparkSession, refused: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    schema = pa.schema([("entry", pa.int32()), ("reason", pa.string()), ("expected", pa.string())])
-    expected = [
-        {"entry": e.number, "reason": r.code, "expected": r.expected(e)}
-        for e in entries
-        for r in RULES
-        if e.meaning.target in r.targets and _applies(r.code, e)
-    ]
-    details = F.broadcast(spark.createDataFrame(pa.Table.from_pylist(expected, schema)))
-    names = F.broadcast(entry_frame(spark, entries).select("entry", "source"))
-    refused = refused.join(names, "entry", "inner").join(details, ["entry", "reason"], "left")
-    return QUARANTINE.conform(
-        refused.select("source", "file", "line", "part", "patient_id", "reason", F.coalesce("detail", "expected").alias("detail"), "record")
-    )
+def _plus(a: Counts, b: Counts) -> Counts:
+    return a | {e: tuple(np.add(a.get(e, (0, 0)), c).tolist()) for e, c in b.items()}
 
 
-def _refused(df: DataFrame) -> DataFrame:
-    """Refused records; the text of those that Spark has read itself is made here, and for no other."""
-    nested = isinstance(df.schema["record"].dataType, StructType)
-    record = F.to_json("record", {"ignoreNullFields": "false"}) if nested else F.col("record")
-    return df.filter(F.col("reason").isNotNull()).select(
-        "entry", "file", "line", "part", "patient_id", "reason", "detail", record.alias("record")
-    )
-
-
-def _applies(code: str, e: Entry) -> bool:
-    if code == "unparsable_offset":
-        return e.meaning.clock.offset_column is not None
-    return True
+def _ddl(table: Table) -> str:
+    return ", ".join(f"`{c.name}` {c.type.simpleString()}" for c in table.columns)
 
 
 def by_source(rows: Iterable[dict]) -> list[dict]:

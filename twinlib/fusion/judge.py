@@ -1,18 +1,20 @@
-"""One record at a time: its texts as numbers, units and instants, and the reason why it is refused, if it is."""
+"""One record at a time: its texts as numbers, units and instants, and the reason why it is refused, if it is. Pure functions on arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import reduce
+from collections.abc import Iterable, Mapping
 
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F
-from pyspark.sql.types import StringType
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from twinlib.fusion import clocks
-from twinlib.fusion.entries import DESCRIBED, FIXED, Entry, converted, described
-from twinlib.fusion.rules import reason
+from twinlib.fusion.arrays import DAY, coded, constant
+from twinlib.fusion.clocks import NOTHING, Stamps, stamps
+from twinlib.fusion.entries import FIXED, Entry
+from twinlib.fusion.rules import RULES, Fields, broken
 from twinlib.sources.mapping import SECONDS, Clock
+from twinlib.sources.records import Piece
 
 _NUMBER = r"^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?$"
 _SEXES = {
@@ -31,232 +33,234 @@ _HOURS = 18  # largest offset from UTC that is believed
 _LONGEST = 366 * 86400  # s
 _LONGEST_TREATMENT = 10 * _LONGEST
 
-# what is kept of a record; entry_frame has the rest
-COLUMNS = (
-    "entry",
-    "unit",
-    "file",
-    "line",
-    "part",
-    "patient_id",
-    "ignored",
-    "detail",
-    "record",
-    "reason",
-    "utc",
-    "end",
-    "value",
-    "worded",
-    "label",
-    "device",
-    "utc_offset_minutes",
-    "available_at",
-    "quality",
-    "sex",
-    "birth_date",
-    "identifiers",
-)
+CODED = pa.dictionary(pa.int32(), pa.string())
+INSTANT = pa.timestamp("us", "UTC")
+# What is kept of a record. `reason` is null where it is sound; `quality` holds flags separated by a space; `worded`: the value was a word.
+JUDGED = pa.schema([
+    ("entry", pa.int32()), ("file", CODED), ("line", pa.int64()), ("part", pa.int32()), ("patient_id", CODED), ("unit", CODED), ("reason", CODED),
+    ("detail", CODED), ("utc", INSTANT), ("end", INSTANT), ("value", pa.float64()), ("worded", pa.bool_()), ("label", CODED), ("device", CODED),
+    ("utc_offset_minutes", pa.int32()), ("available_at", INSTANT), ("quality", CODED), ("sex", CODED), ("birth_date", pa.date32()), ("identifiers", CODED),
+])  # fmt: skip
 
 
-def judge(spark: SparkSession, records: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """RECORDS with numbers, instants in UTC and quality flags in place of texts (COLUMNS), `reason` null where sound.
-
-    entries: those that the records may have; with a single one all that depends on the entry is constant (see `records.Part`).
-
-    Files whose order of day and month must be found are read twice, the first time for their time stamps only.
-    """
-    df = records.withColumn("unit", F.coalesce("unit", F.lit(FIXED)))
-    df = converted(spark, described(spark, df, entries, *DESCRIBED), entries)
-    if "stamp" not in df.columns:
-        untyped = {"stamp": F.lit(None).cast("timestamp"), "stamp_named": F.lit(False), "amount": F.lit(None).cast("double")}
-        df = df.withColumns(untyped)
-    undecided = [e for e in entries if e.meaning.clock and e.meaning.clock.order == "auto"]
-    df = _with_wall(df, entries, undecided)
-    return (
-        _with_instants(_with_numbers(df, entries), entries)
-        .withColumn("reason", F.when(F.col("ignored").isNull(), reason()))
-        .select(*COLUMNS)
-    )
-
-
-def _choose(entries: Iterable[Entry], of: Callable[[Entry], object], column: Callable[..., Column], default: Column) -> Column:
-    """`column(x)` for records of the entries with `of(entry) == x`; entries with None get `default`."""
-    groups: dict[object, list[int]] = {}
-    for e in entries:
-        if of(e) is not None:
-            groups.setdefault(of(e), []).append(e.number)
-    chain = F
-    for x, numbers in groups.items():
-        chain = chain.when(F.col("entry").isin(numbers), column(x))
-    return chain.otherwise(default) if groups else default
+def judge(piece: Piece, entry: Entry, order: str | None = None) -> pa.Table:
+    """JUDGED of the records of a piece, all of which have this entry. order: of day and month in their file, where the clock's is `auto`."""
+    n, meaning = len(piece), entry.meaning
+    columns = {"line": piece.columns.get("line"), "part": piece.columns.get("part"), "patient_id": piece.columns["patient_id"]}
+    fields: dict[str, object] = {"patient": _there(piece.columns["patient_id"])}
+    flags: dict[str, np.ndarray] = {}
+    if meaning.clock:
+        _time(piece, entry, order, fields, flags, columns)
+    worded = np.zeros(n, bool)
+    if meaning.value:
+        worded = _number(piece, entry, fields)
+        flags["saturated"] = worded
+    if meaning.attributes:
+        _attributes(piece, entry, fields, columns)
+    if piece.undecodable is not None:
+        flags["undecodable_text"] = piece.undecodable
+    reason = _reason(piece, broken(Fields(entry, **fields)) if meaning.target != "none" else np.full(n, -1, np.int8))
+    columns |= {
+        "entry": pa.array(np.full(n, entry.number, np.int32)), "file": constant(piece.file, n), "reason": reason,
+        "unit": _units(piece), "detail": piece.columns.get("detail"), "label": _lower(piece.columns.get("label")), "device": piece.columns.get("device"),
+        "value": pa.array(fields["value"], from_pandas=True) if "value" in fields else None, "worded": pa.array(worded),
+        "quality": _quality(flags, piece.columns.get("flags"), n), "identifiers": piece.columns.get("identifiers"),
+    }  # fmt: skip
+    return pa.table([_column(columns.get(f.name), f.type, n) for f in JUDGED], JUDGED)
 
 
-def _by_clock(entries: Iterable[Entry], column: Callable[[Clock], Column], type_: str) -> Column:
-    return _choose(entries, lambda e: e.meaning.clock, column, F.lit(None).cast(type_))
+def told(piece: Piece, entry: Entry) -> np.ndarray:
+    """(3,) what the stamps of a piece tell of the order of day and month (see `clocks.told`)."""
+    text = piece.columns.get("time")
+    return np.zeros(3, np.int64) if text is None else clocks.told(text, entry.meaning.clock.formats)
 
 
-def _words(pairs: Iterable[tuple[str, object]], text: Column) -> Column:
-    return reduce(lambda chain, p: chain.when(text == p[0], F.lit(p[1])), pairs, F).otherwise(F.lit(None))
+def _column(column: pa.Array | None, kind: pa.DataType, n: int) -> pa.Array:
+    if column is None:
+        return pa.nulls(n, kind)
+    return coded(column) if kind == CODED else column.cast(kind)
 
 
-def _flag(condition: Column, name: str) -> Column:
-    # not array_compact: it is interpreted, and everything below it with it
-    return F.when(condition, F.array(F.lit(name))).otherwise(F.array().cast("array<string>"))
+def _there(column: pa.Array | None, n: int = 0) -> np.ndarray:
+    return np.zeros(n, bool) if column is None else column.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _micros(instants: np.ndarray) -> pa.Array:
+    return pa.array(instants, mask=instants == NOTHING).cast(INSTANT)
+
+
+def _reason(piece: Piece, place: np.ndarray) -> pa.Array:
+    """Faults found while reading come first."""
+    reason = pa.DictionaryArray.from_arrays(pa.array(place.astype(np.int32), mask=place < 0), pa.array([r.code for r in RULES]))
+    fault = piece.columns.get("fault")
+    return reason if fault is None else coded(pc.coalesce(fault, reason.dictionary_decode()))
+
+
+def _units(piece: Piece) -> pa.Array:
+    unit = piece.columns.get("unit")
+    if unit is None:
+        return constant(FIXED, len(piece))
+    if pa.types.is_dictionary(unit.type) and not unit.null_count:
+        return unit
+    return coded((unit.dictionary_decode() if pa.types.is_dictionary(unit.type) else unit).fill_null(FIXED))
+
+
+def _lower(label: pa.Array | None) -> pa.Array | None:
+    return None if label is None else pc.utf8_lower(label)
+
+
+def _quality(flags: Mapping[str, np.ndarray], more: pa.Array | None, n: int) -> pa.Array:
+    """The names of the flags that hold, in order, and those found while reading, separated by a space."""
+    names = [f for f in ("ambiguous_local_time", "saturated", "undecodable_text", "date_only") if f in flags and flags[f].any()]
+    bits = np.zeros(n, np.int32)
+    for k, name in enumerate(names):
+        bits |= flags[name].astype(np.int32) << k
+    texts = [" ".join(name for k, name in enumerate(names) if b >> k & 1) for b in range(1 << len(names))]
+    own = pa.DictionaryArray.from_arrays(pa.array(bits), pa.array(texts))
+    if more is None or more.null_count == n:
+        return own
+    both = pc.binary_join_element_wise(own.dictionary_decode(), more, " ", null_handling="skip")
+    return coded(pc.utf8_trim(both, " "))
 
 
 # --- times --------------------------------------------------------------------------------------------------------------
 
-_STAMPS = (
-    ("time", "wall", lambda e: e.meaning.clock is not None),
-    ("end", "end_wall", lambda e: e.meaning.has_end),
-    ("available", "available_wall", lambda e: e.meaning.has_available),
-)
 
+def _time(piece: Piece, entry: Entry, order: str | None, fields: dict, flags: dict, columns: dict) -> None:
+    """A date without a time of day stands for its first instant as a time, and for its last as an end or as the instant at which something
+    became known."""
+    clock, n = entry.meaning.clock, len(piece)
+    offset_text = piece.columns.get("offset")
+    offset = parsed(offset_text, n) * SECONDS[clock.offset_unit] / 60
+    believed = np.where(np.abs(offset) <= _HOURS * 60, np.trunc(offset), np.nan)
+    time = piece.columns.get("time")
+    found = _stamps(time, clock, order, n)
+    if (stamp := piece.columns.get("stamp")) is not None:
+        found = _typed(stamp, found)
+    utc, nonexistent, ambiguous = clocks.to_utc(found.wall, found.named, clock, believed)
+    dated = found.until != NOTHING
+    over = clocks.to_utc(found.until, np.zeros(n, bool), clock, believed)[0] if dated.any() else found.until
+    until = np.where(over != NOTHING, over, utc)  # what happened on some day is known when the day is over
+    flags |= {"ambiguous_local_time": ambiguous & (utc != NOTHING), "date_only": over != NOTHING}
+    fields |= {
+        "order": order, "time_stated": _there(time, n) | _there(stamp, n), "wall": found.wall, "utc": utc, "nonexistent": nonexistent & (over == NOTHING),
+        "offset": offset, "offset_stated": _there(offset_text, n),
+    }  # fmt: skip
 
-def _with_wall(df: DataFrame, entries: Sequence[Entry], undecided: Sequence[Entry]) -> DataFrame:
-    """Adds date_order, and wall-clock readings `wall`, `end_wall`, `available_wall`, each with `…_named`: the text has a zone.
+    def instant(name: str, has: bool) -> tuple[np.ndarray, np.ndarray]:
+        text = piece.columns.get(name)
+        if text is None or not has:
+            return np.full(n, NOTHING), _there(text, n)
+        s = _stamps(text, clock, order, n)
+        wall = np.where(s.until != NOTHING, s.until, s.wall)
+        return clocks.to_utc(wall, s.named, clock, believed)[0], _there(text)
 
-    A date without a time of day stands for its first instant as a time (`until_wall` is when the day is over), and for its last as
-    an end or as the instant at which something became known.
-    """
-    if undecided:
-        rows = df.filter(F.col("entry").isin([e.number for e in undecided]) & F.col("time").isNotNull())
-        first = _by_clock(undecided, lambda c: clocks.parsed(F.col("time"), c.formats), "timestamp")
-        second = _by_clock(undecided, lambda c: clocks.parsed(F.col("time"), clocks.swapped(c.formats)), "timestamp")
-        orders = clocks.date_orders(rows.select("file", first.alias("first"), second.alias("second")))
-        df = df.join(F.broadcast(orders), "file", "left")
+    available, fields["available_stated"] = instant("available", entry.meaning.has_available)
+    fields["available"] = available
+    columns["available_at"] = _micros(np.maximum(available, until))  # nothing is known before it has happened
+    if entry.meaning.target in ("exposure", "event"):
+        end, stated = instant("end", entry.meaning.has_end)
+        duration = piece.columns.get("duration")
+        if duration is not None:
+            longest = _LONGEST_TREATMENT if entry.meaning.kind == "treatment" else _LONGEST
+            seconds = parsed(duration, n) * (entry.meaning.duration_seconds or np.nan)
+            lasts = (seconds >= 0) & (seconds <= longest) & (utc != NOTHING) & (end == NOTHING)
+            end = np.where(lasts, utc + np.floor(np.where(lasts, seconds, 0) * 1e6 + 0.5).astype(np.int64), end)
+            stated = stated | _there(duration)
+        fields |= {"end": end, "end_stated": stated}
+        columns["end"] = _micros(end)
+    if clock.offset_column is not None:
+        ahead = believed
     else:
-        df = df.withColumn("date_order", F.lit(None).cast("string"))
-    columns: dict[str, Column] = {}
-    for text, name, has in _STAMPS:
-        some = [e for e in entries if has(e)]
-        columns[name] = _by_clock(some, lambda c, t=text: clocks.wall(F.col(t), c, F.col("date_order")), "timestamp")
-        columns[f"{name}_named"] = F.coalesce(
-            _by_clock(some, lambda c, t=text: clocks.explicit(F.col(t), c), "boolean"), F.lit(False)
-        )
-        dated = [e for e in some if clocks.dated(e.meaning.clock)]
-        over = _by_clock(dated, lambda c, t=text: clocks.until(F.col(t), c, F.col("date_order")), "timestamp")
-        if name == "wall":
-            columns["until_wall"] = over
-        elif dated:
-            columns[name] = F.coalesce(over, columns[name])
-    columns["wall"] = F.coalesce("stamp", columns["wall"])
-    columns["wall_named"] = F.when(F.col("stamp").isNotNull(), F.col("stamp_named")).otherwise(columns["wall_named"])
-    return df.withColumns(columns)
+        ahead = clocks.local_offset(utc, clock)
+        if time is not None:
+            stated = clocks.stated_offsets(time, found)
+            ahead = np.where(np.isnan(stated), ahead, stated)
+    columns["utc"] = _micros(utc)
+    columns["utc_offset_minutes"] = pa.array(np.nan_to_num(ahead).astype(np.int32), mask=np.isnan(ahead))
 
 
-def _with_instants(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Adds utc, end, available_at, utc_offset_minutes, nonexistent, needs_offset and the first quality flags."""
-    timed = [e for e in entries if e.meaning.clock]
-    offset = F.when(F.abs("offset_minutes") <= _HOURS * 60, F.col("offset_minutes")).cast("int")
-
-    def instant(name: str, some: Sequence[Entry]) -> Column:
-        return _by_clock(some, lambda c: clocks.to_utc(F.col(name), F.col(f"{name}_named"), c, offset), "timestamp")
-
-    def holds(test: Callable[..., Column]) -> Column:
-        found = _by_clock(timed, lambda c: test(F.col("wall"), F.col("utc"), F.col("wall_named"), c), "boolean")
-        return F.coalesce(found, F.lit(False))
-
-    needs_offset = [e.number for e in timed if e.meaning.clock.zone == "offset"]
-    longest = F.when(F.col("kind") == "treatment", _LONGEST_TREATMENT).otherwise(_LONGEST)
-    lasting = F.when(
-        F.col("seconds").between(0, longest),
-        F.timestamp_micros(F.unix_micros("utc") + F.round(F.col("seconds") * 1e6).cast("bigint")),
-    )
-    return (
-        df.withColumns(
-            {
-                "utc": instant("wall", timed),
-                "over": _by_clock(timed, lambda c: clocks.to_utc(F.col("until_wall"), F.lit(False), c, offset), "timestamp"),
-                "stated_end": instant("end_wall", [e for e in entries if e.meaning.has_end]),
-                "stated_available": instant("available_wall", [e for e in entries if e.meaning.has_available]),
-            }
-        )
-        .withColumns(
-            {
-                "end_stated": F.col("end").isNotNull() | F.col("duration").isNotNull(),
-                "utc_offset_minutes": _by_clock(timed, lambda c: clocks.local_offset(F.col("time"), F.col("utc"), c, offset), "int"),
-                "nonexistent": holds(clocks.nonexistent) & F.col("over").isNull(),
-                "needs_offset": F.col("entry").isin(needs_offset) if needs_offset else F.lit(False),
-                "quality": F.concat(
-                    _flag(holds(clocks.ambiguous), "ambiguous_local_time"),
-                    _flag(F.col("worded"), "saturated"),
-                    _flag(_undecodable(df), "undecodable_text"),
-                    _flag(F.col("over").isNotNull(), "date_only"),
-                    F.when(F.col("flags").isNotNull(), F.split("flags", " ")).otherwise(F.array().cast("array<string>")),
-                ),
-                # nothing is known before it has happened; what happened on some day is known when the day is over
-                "available_at": F.greatest("stated_available", F.coalesce("over", "utc")),
-            }
-        )
-        .withColumn("end", F.coalesce("stated_end", lasting))
-    )
+def _stamps(text: pa.Array | None, clock: Clock, order: str | None, n: int) -> Stamps:
+    if text is None or clock.order == "auto" and order not in ("first", "second"):
+        nothing = np.full(n, NOTHING)
+        return Stamps(nothing, np.zeros(n, bool), nothing, np.full(n, np.nan))
+    return stamps(text, clocks.swapped(clock.formats) if clock.order == "auto" and order == "second" else clock.formats)
 
 
-def _undecodable(df: DataFrame) -> Column:
-    """The line held bytes that are no text in the file's encoding (the reader leaves U+FFFD in their place)."""
-    text = isinstance(df.schema["record"].dataType, StringType)  # else typed columns, which were checked when they were written
-    return F.coalesce(F.col("record").contains("\ufffd"), F.lit(False)) if text else F.lit(False)
+def _typed(stamp: pa.Array, found: Stamps) -> Stamps:
+    """`found` with the instants, or the digits of a wall clock, that a file holds as such."""
+    there = _there(stamp)
+    wall = stamp.cast(pa.timestamp("us", stamp.type.tz), safe=False).cast(pa.int64()).fill_null(NOTHING).to_numpy(zero_copy_only=False)
+    return Stamps(np.where(there, wall, found.wall), np.where(there, stamp.type.tz is not None, found.named), found.until, found.ahead)
 
 
 # --- numbers and attributes -----------------------------------------------------------------------------------------------
 
 
-def _number(text: Column) -> Column:
-    return F.when(text.rlike(_NUMBER), text.try_cast("double"))
+def parsed(text: pa.Array | None, n: int) -> np.ndarray:
+    """(n,) numbers of texts, NaN where a text is none."""
+    if text is None:
+        return np.full(n, np.nan)
+    fits = pc.match_substring_regex(text, _NUMBER).fill_null(False)
+    digits = pc.replace_substring_regex(pc.if_else(fits, text, None), r"^\+", "")
+    try:
+        return digits.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:  # beyond what a double holds
+        return np.array([np.nan if t is None else float(t) for t in digits.to_pylist()], float)
 
 
-def _with_numbers(df: DataFrame, entries: Sequence[Entry]) -> DataFrame:
-    """Adds number, worded, canonical value, seconds and offset_minutes; sex and birth_date are no longer texts."""
-    measured = [e for e in entries if e.meaning.value]
-    commas = [e.number for e in measured if e.meaning.value.decimal == ","]
-    text = F.col("value")
-    digits = F.when(F.col("entry").isin(commas), F.replace(text, F.lit(","), F.lit("."))).otherwise(text) if commas else text
-    nothing = F.lit(None)
-    per_minute = _by_clock(entries, lambda c: F.lit(SECONDS[c.offset_unit] / 60), "double")
-    word = _choose(
-        measured,
-        lambda e: tuple(e.meaning.value.texts.items()) or None,
-        lambda w: _words(w, text).cast("double"),
-        nothing.cast("double"),
-    )
-    codes = _choose(
-        entries,
-        lambda e: e.meaning.attributes and tuple(e.meaning.attributes.sex_values.items()) or None,
-        lambda c: _words(c, F.col("sex")).cast("string"),
-        nothing.cast("string"),
-    )
-    return df.withColumns(
-        {
-            "no_time": F.col("time").isNull() & F.col("stamp").isNull(),
-            "no_value": text.isNull() & F.col("amount").isNull(),
-            "worded": word.isNotNull(),
-            "number": F.coalesce("amount", word, _number(digits)),
-            "seconds": _number(F.col("duration")) * F.col("duration_seconds"),
-            "offset_minutes": _number(F.col("offset")) * per_minute,
-            "label": F.lower("label"),
-            "sex_stated": F.col("sex").isNotNull(),
-            "birth_stated": F.col("birth_date").isNotNull(),
-            "sex": F.coalesce(codes, _words(_SEXES.items(), F.lower("sex"))),
-            "birth_date": _birth_date(entries),
-        }
-    ).withColumn("value", F.col("number") * F.col("factor") + F.col("shift"))
+def _number(piece: Piece, entry: Entry, fields: dict) -> np.ndarray:
+    """(n,) bool: the value was a word that stands for a number."""
+    text, amount, value, n = piece.columns.get("value"), piece.columns.get("amount"), entry.meaning.value, len(piece)
+    digits = pc.replace_substring(text, ",", ".") if text is not None and value.decimal == "," else text
+    number = parsed(digits, n)
+    if amount is not None:
+        given = amount.to_numpy(zero_copy_only=False)
+        number = np.where(np.isnan(given), number, given)
+    worded = np.zeros(n, bool)
+    if value.texts and text is not None:
+        meant = _looked_up(text, value.texts)
+        worded = ~np.isnan(meant)
+        number = np.where(worded, meant, number)
+    units = {name: (a.factor, a.offset) for name, a in entry.units}
+    unit = _units(piece)
+    factor, shift = np.array([units.get(u, (np.nan, np.nan)) for u in [*unit.dictionary.to_pylist(), None]]).T[:, unit.indices.to_numpy(zero_copy_only=False)]
+    fields |= {"value_stated": _there(text, n) | _there(amount, n), "number": number, "value": number * factor + shift}
+    return worded
 
 
-def _birth_date(entries: Sequence[Entry]) -> Column:
+def _looked_up(text: pa.Array, numbers: Mapping[str, float]) -> np.ndarray:
+    """(n,) the numbers that some texts stand for, else NaN."""
+    place = pc.index_in(text, value_set=pa.array(list(numbers), pa.string())).fill_null(len(numbers)).to_numpy(zero_copy_only=False)
+    return np.array([*numbers.values(), np.nan], float)[place]
+
+
+def _attributes(piece: Piece, entry: Entry, fields: dict, columns: dict) -> None:
+    sex, birth, n = piece.columns.get("sex"), piece.columns.get("birth_date"), len(piece)
+    fields |= {"sex": np.zeros(n, bool), "sex_stated": _there(sex, n), "birth": np.full(n, NOTHING), "birth_stated": _there(birth, n)}
+    if sex is not None:
+        columns["sex"] = pc.coalesce(_named(sex, entry.meaning.attributes.sex_values), _named(pc.utf8_lower(sex), _SEXES))
+        fields["sex"] = _there(columns["sex"])
+    if birth is not None:
+        micros = _birth_date(birth, entry)
+        fields["birth"] = np.where(micros == NOTHING, NOTHING, micros // DAY)
+        columns["birth_date"] = pa.array(np.where(micros == NOTHING, 0, micros // DAY).astype(np.int32), mask=micros == NOTHING).cast(pa.date32())
+
+
+def _named(text: pa.Array, names: Mapping[str, str]) -> pa.Array:
+    return pa.array(list(names.values()), pa.string()).take(pc.index_in(text, value_set=pa.array(list(names), pa.string())))
+
+
+def _birth_date(text: pa.Array, entry: Entry) -> np.ndarray:
     """A date, or the first of July where only the year is known."""
-    text = F.col("birth_date")
+    attributes = entry.meaning.attributes
+    if attributes.birth_year is not None:
+        return stamps(pc.binary_join_element_wise(text, "-07-01", ""), ("yyyy-MM-dd",)).wall
+    if attributes.birth_date_format == "iso":
+        return stamps(pc.utf8_slice_codeunits(text, 0, 10), ("yyyy-MM-dd",)).wall
+    return stamps(text, (attributes.birth_date_format,)).wall
 
-    def read(how: tuple[bool, str]) -> Column:
-        year_only, pattern = how
-        if pattern == "iso":
-            return F.try_to_timestamp(F.substring(text, 1, 10), F.lit("yyyy-MM-dd")).cast("date")
-        text_, pattern_ = (F.concat(text, F.lit("-07-01")), "yyyy-MM-dd") if year_only else (text, pattern)
-        return F.try_to_timestamp(text_, F.lit(pattern_)).cast("date")
 
-    return _choose(
-        entries,
-        lambda e: e.meaning.attributes and (e.meaning.attributes.birth_year is not None, e.meaning.attributes.birth_date_format),
-        read,
-        F.lit(None).cast("date"),
-    )
+def undecided(entries: Iterable[Entry]) -> list[int]:
+    """Numbers of the entries whose order of day and month each file must tell."""
+    return [e.number for e in entries if e.meaning.clock and e.meaning.clock.order == "auto"]

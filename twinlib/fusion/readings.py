@@ -1,19 +1,18 @@
 """Sound records of signals to readings: one fact, one row, with the flags of its series.
 
-Spark brings the records of a bucket of patients together, in order, once; the rest is done on Arrow tables of whole patients, column by
-column, and comes out in the order in which the table is stored.
+The records of a bucket of patients are put in order once; the rest is done on tables of whole patients, column by column, and comes out in the
+order in which the table is stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
-from twinlib.fusion.arrays import codes, has_flag, instants, numbers, starts, whole_patients, with_flags
+from twinlib.fusion.arrays import codes, decoded, has_flag, has_word, instants, numbers, ranks, starts, with_flags
 from twinlib.fusion.duplicates import DECIMALS
 from twinlib.fusion.entries import Entry
 from twinlib.fusion.quality import flagged
@@ -23,59 +22,77 @@ from twinlib.tables.schemas import OBSERVATIONS
 
 # what is read of a sound record; signal and source follow from its entry
 RECORD = ("entry", "patient_id", "utc", "value", "device", "utc_offset_minutes", "file", "line", "part", "available_at", "quality")
-_FIELDS = ", ".join(f"`{c.name}` {c.type.simpleString()}" for c in OBSERVATIONS.columns)
-SCHEMA = f"{_FIELDS}, entry int, kept boolean, {AHEAD} boolean"
+_ROWS = 200_000  # that are settled and flagged together, and a patient's more
 
 
-def readings(
-    sound: DataFrame, exposures: DataFrame, entries: Sequence[Entry], sensors: Mapping[str, Sensor], buckets: int, again: bool = False
-) -> DataFrame:
-    """SCHEMA of sound records (RECORD, `origin` and `bucket`) of signals: all of them, `kept` where they are OBSERVATIONS. Partition k holds bucket k.
+@dataclass(frozen=True)
+class Finisher:
+    """Makes readings of a bucket's sound records. again: some have been through here before, and bear the flag of what was dropped then."""
 
-    exposures: the same of agents; doses with which some signal rises are looked at beside it. Where records contradict each other (see
-    `duplicates`), the first is kept: in order of source, corrected ones first, then of entry, file and line. again: some have been through here
-    before, and bear the flag of what was dropped then.
-    """
-    measured = [e for e in entries if e.meaning.target == "observation"]
-    signals = sorted({e.meaning.name for e in measured})
-    rise = {s.rises_with for n, s in sensors.items() if n in signals}
-    doses = {e.number: e.meaning.name for e in entries if e.meaning.target == "exposure" and e.meaning.name in rise and e.meaning.kind == "dose"}
-    sound = sound.select("bucket", "origin", *RECORD)
-    if doses:
-        sound = sound.unionByName(exposures.where(F.col("entry").isin(list(doses))).select(sound.columns))
-    rank = _by_entry({e.number: signals.index(e.meaning.name) for e in measured})
-    original = ~F.array_contains("quality", "amended")
-    keyed = sound.select("*", rank.alias("rank"), original.alias("original"))
-    placed = keyed.repartitionById(buckets, F.col("bucket")).sortWithinPartitions(
-        "patient_id", "rank", "utc", "origin", "original", "entry", "file", "line", "part"
-    )
-    order = list(dict.fromkeys(e.meaning.source for e in measured))
-    names = {e.number: (e.meaning.name, e.meaning.source) for e in measured}
-    return placed.select(*RECORD).mapInArrow(_finisher(names, doses, dict(sensors), order, again), SCHEMA)
+    entries: Sequence[Entry]
+    sensors: Mapping[str, Sensor]
+    again: bool = False
+
+    @property
+    def measured(self) -> list[Entry]:
+        return [e for e in self.entries if e.meaning.target == "observation"]
+
+    @property
+    def doses(self) -> dict[int, str]:
+        """Agents, by entry, with whose doses some signal rises: they are looked at beside it."""
+        rise = {s.rises_with for n, s in self.sensors.items() if n in {e.meaning.name for e in self.measured}}
+        return {e.number: e.meaning.name for e in self.entries if e.meaning.target == "exposure" and e.meaning.name in rise and e.meaning.kind == "dose"}
+
+    def __call__(self, sound: pa.Table) -> Iterator[pa.Table]:
+        """OBSERVATIONS with entry, kept and AHEAD of all records (judge.JUDGED, signals and `doses`) of some patients, in the order in which they
+        are stored. Where records contradict each other (see `duplicates`), the first is kept: in order of source, corrected ones first, then of
+        entry, file and line."""
+        names = {e.number: (e.meaning.name, e.meaning.source) for e in self.measured}
+        order = list(dict.fromkeys(e.meaning.source for e in self.measured))
+        ordered, doses = Ordered(OBSERVATIONS.key), self.doses
+        place, patient = self._placed(sound)
+        if not len(place):
+            return
+        cuts, first = starts(patient), 0
+        for last in [*cuts[1:].tolist(), len(place)]:
+            if last - first >= _ROWS or last == len(place):
+                table = sound.select(list(RECORD)).take(pa.array(place[first:last]))
+                yield finished(plain(table), names, doses, self.sensors, order, self.again, ordered)
+                first = last
+
+    def _placed(self, sound: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the records in order of patient, signal, instant and precedence; and the patients (n,) in that order."""
+        signals = sorted({e.meaning.name for e in self.measured})
+        signal, origin = np.zeros(len(self.entries), np.int64), np.array([e.origin for e in self.entries])
+        for e in self.measured:
+            signal[e.number] = 1 + signals.index(e.meaning.name)
+        entry, time, patient = sound["entry"].combine_chunks().to_numpy(), instants(sound["utc"]), ranks(sound["patient_id"])
+        series = patient * (len(signals) + 1) + signal[entry]
+        place = np.lexsort((time, series))
+        same = np.flatnonzero((series[place][1:] == series[place][:-1]) & (time[place][1:] == time[place][:-1]))
+        if len(same):  # few: only these are put in order of precedence
+            tied = np.unique(np.concatenate([same, same + 1]))
+            rows = place[tied]
+            few = sound.select(["quality", "file", "line", "part"]).take(pa.array(rows))
+            line, part = (few[n].combine_chunks().fill_null(0).to_numpy() for n in ("line", "part"))
+            keys = (part, line, ranks(few["file"]), entry[rows], ~has_word(few["quality"], "amended"), origin[entry[rows]], time[rows], series[rows])
+            place[tied] = rows[np.lexsort(keys)]
+        return place, patient[place]
 
 
-def _by_entry(numbers_: Mapping[int, int]):
-    """The number of the row's entry."""
-    last = max(numbers_, default=-1)
-    return F.get(F.array(*[F.lit(numbers_.get(k, -1)) for k in range(last + 1)]) if numbers_ else F.array(F.lit(0)), F.col("entry"))
-
-
-def _finisher(
-    names: Mapping[int, tuple[str, str]], doses: Mapping[int, str], sensors: Mapping[str, Sensor], order: Sequence[str], again: bool
-) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def finish(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        ordered = Ordered(OBSERVATIONS.key)
-        for records in whole_patients(batches):
-            yield from finished(records, names, doses, sensors, order, again, ordered).to_batches()
-
-    return finish
+def plain(table: pa.Table) -> pa.Table:
+    """`table` with texts in place of codes, and lists of flags in place of `quality`."""
+    columns = {n: decoded(table[n]) for n in table.column_names}
+    place, texts = codes(table["quality"])
+    columns["quality"] = pa.array([t.split() for t in texts], pa.list_(pa.string())).take(pa.array(place))
+    return pa.table(columns)
 
 
 def finished(
     records: pa.Table, names: Mapping[int, tuple[str, str]], doses: Mapping[int, str], sensors: Mapping[str, Sensor], order: Sequence[str],
     again: bool, ordered: Ordered,
 ) -> pa.Table:
-    """SCHEMA of RECORD rows of signals, in order of patient, signal, instant and precedence. names: signal and source by entry; doses: agent by
+    """OBSERVATIONS, entry, kept and AHEAD of RECORD rows of signals, in order of patient, signal, instant and precedence. names: signal and source by entry; doses: agent by
     entry, whose rows are looked at and left out."""
     entry = records["entry"].combine_chunks().to_numpy()
     text = lambda by: pa.array([by.get(k) for k in range(max([*names, *doses, 0]) + 1)], pa.string())  # noqa: E731

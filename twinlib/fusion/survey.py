@@ -2,108 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterable, Mapping, Sequence
 
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import numpy as np
+import pyarrow as pa
 
 from twinlib.errors import DataError
-from twinlib.fusion.basal_share import too_small
-from twinlib.fusion.entries import Entry, converted, described
-from twinlib.fusion.rules import overruled
-from twinlib.sources.records import Source
+from twinlib.fusion.arrays import codes, coded, constant, numbers
+from twinlib.fusion.entries import Entry
+from twinlib.fusion.judge import CODED
+from twinlib.sources.records import Source, Tally
 
 CONTRADICTION_MINIMUM = 5  # readings of one patient in one file below which the middle says nothing about the unit
+KEYS = ("entry", "patient_id", "file", "unit")
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A judged part of a source (`judge.COLUMNS`), and the entries that its records may have."""
-
-    frame: DataFrame
-    entries: Sequence[Entry]
+def units(entries: Iterable[Entry]) -> int:
+    """The largest number of units that the numbers of an entry might be in."""
+    return max((len(e.alternatives) for e in entries), default=0)
 
 
-def union(frames: Iterable[DataFrame]) -> DataFrame:
-    return reduce(DataFrame.unionByName, frames)
+def schema(k: int) -> pa.Schema:
+    """Counts per entry, patient, file and unit; they add up. rows: records; files, ignored: of the file's tally; n: usable values; below, above:
+    those out of the plausible range; from_j, to_j: those that would not be below, or above, it in the j-th of k units that might be meant."""
+    sums = ["files", "ignored", "rows", "n", "below", "above", *[f"{side}_{j}" for j in range(k) for side in ("from", "to")]]
+    return pa.schema([("entry", pa.int32()), ("patient_id", CODED), ("file", CODED), ("unit", CODED), *[(s, pa.int64()) for s in sums]])
 
 
-def surveyed(spark: SparkSession, parts: Sequence[Judged]) -> DataFrame:
-    """(entry, patient_id, file, unit, files, ignored, rows, n, below, above, fits): what a patient's records in one file look like as a whole.
+def counted(judged: pa.Table, entry: Entry, k: int) -> pa.Table:
+    """The counts (`schema(k)`) of judged records of one entry and file."""
+    (patient, ids), (unit, texts) = codes(judged["patient_id"]), codes(judged["unit"])
+    groups, group = np.unique((patient.astype(np.int64) + 1) * max(len(texts), 1) + unit, return_inverse=True)
+    value = np.where(judged["worded"].combine_chunks().to_numpy(zero_copy_only=False), np.nan, numbers(judged["value"]))
+    low, high = (entry.plausible.low, entry.plausible.to) if entry.plausible else (np.nan, np.nan)
+    holds = {"rows": np.ones(len(value), bool), "n": ~np.isnan(value), "below": value < low, "above": value > high}
+    if entry.alternatives:
+        unit_of = {text: (a.factor, a.offset) for text, a in entry.units}
+        factor, shift = np.array([unit_of.get(t, (np.nan, np.nan)) for t in texts] or [(np.nan, np.nan)]).T[:, unit]
+        raw = (value - shift) / factor
+        for j, a in enumerate(entry.alternatives):
+            meant = raw * a.factor + a.offset
+            holds |= {f"from_{j}": holds["n"] & ~(meant < low), f"to_{j}": holds["n"] & ~(meant > high)}
+    sums = {name: np.bincount(group, h, len(groups)).astype(np.int64) for name, h in holds.items()}
+    who, which = np.divmod(groups, max(len(texts), 1))
+    n, kind = len(groups), schema(k)
+    columns = {
+        "entry": pa.array(np.full(n, entry.number, np.int32)), "file": judged["file"].combine_chunks().slice(0, 0) if not n else constant(judged["file"][0].as_py(), n),
+        "patient_id": coded(pa.array([*ids, None], pa.string()).take(pa.array(who - 1, mask=who == 0))),
+        "unit": coded(pa.array(texts, pa.string()).take(pa.array(which))), **{name: pa.array(s) for name, s in sums.items()},
+    }  # fmt: skip
+    return pa.table([columns.get(f.name, pa.array(np.zeros(n, np.int64))) for f in kind], kind)
 
-    n counts usable values, below and above those out of the plausible range; `fits` tells for each of the units that might be meant
-    whether the middle value would be plausible in it.
+
+def tallied(tally: Tally, k: int) -> pa.Table:
+    kind = schema(k)
+    row = {"entry": tally.entry, "patient_id": None, "file": tally.file, "unit": "", "files": tally.files, "ignored": tally.ignored}
+    return pa.Table.from_pylist([{f.name: row.get(f.name, 0) for f in kind}], kind)
+
+
+def summed(partial: pa.Table, keys: Sequence[str] = KEYS, sums: Sequence[str] | None = None) -> pa.Table:
+    """`partial` with the counts of equal keys added up, coded columns as texts."""
+    sums = [n for n in partial.column_names if n not in KEYS] if sums is None else sums
+    plain = partial.cast(pa.schema([(f.name, pa.string() if f.type == CODED else f.type) for f in partial.schema]))
+    total = plain.group_by(list(keys), use_threads=False).aggregate([(n, "sum") for n in sums])
+    return total.rename_columns([n.removesuffix("_sum") for n in total.column_names])
+
+
+def contradictions(survey: pa.Table) -> pa.Table:
+    """KEYS where the middle value is implausible in the declared unit, but not in another one.
+
+    survey: `summed` counts. A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
     """
-    return union(_of_part(spark, p) for p in parts)
+    c = {n: survey[n].to_numpy() for n in survey.column_names if n not in KEYS}
+    k = sum(n.startswith("from_") for n in c)
+    fits = np.zeros(survey.num_rows, bool)
+    for j in range(k):
+        fits |= (2 * c[f"from_{j}"] > c["n"]) & (2 * c[f"to_{j}"] > c["n"])
+    outside = 2 * np.maximum(c["below"], c["above"]) > c["n"]
+    known = survey["patient_id"].is_valid().to_numpy()
+    return survey.filter(pa.array((c["n"] >= CONTRADICTION_MINIMUM) & known & outside & fits)).select(list(KEYS))
 
 
-def _of_part(spark: SparkSession, part: Judged) -> DataFrame:
-    units = max(len(e.alternatives) for e in part.entries)
-    df = part.frame.select("entry", "patient_id", "file", "unit", "value", "worded", "ignored")
-    df = converted(spark, described(spark, df, part.entries, "low", "high", "alternatives"), part.entries)
-    value, low, high = F.when(~F.col("worded"), F.col("value")), F.col("low"), F.col("high")
-    raw = (value - F.col("shift")) / F.col("factor")
-    meant = [raw * a.factor + a.offset for a in (F.get("alternatives", F.lit(k)) for k in range(units))]
-    record = F.col("ignored").isNull()
-    counted = df.groupBy("entry", "patient_id", "file", "unit").agg(
-        F.count_if(~record).alias("files"),
-        F.coalesce(F.sum("ignored"), F.lit(0)).alias("ignored"),
-        F.count_if(record).alias("rows"),
-        F.count(value).alias("n"),
-        F.count_if(value < low).alias("below"),
-        F.count_if(value > high).alias("above"),
-        *[F.count_if(~(m < low)).alias(f"from_{k}") for k, m in enumerate(meant)],
-        *[F.count_if(~(m > high)).alias(f"to_{k}") for k, m in enumerate(meant)],
-    )
-    fits = [(2 * F.col(f"from_{k}") > F.col("n")) & (2 * F.col(f"to_{k}") > F.col("n")) for k in range(units)]
-    return counted.select(
-        "entry", "patient_id", "file", "unit", "files", "ignored", "rows", "n", "below", "above",
-        (F.greatest(*fits, F.lit(False)) if fits else F.lit(False)).alias("fits"),
-    )  # fmt: skip
-
-
-def contradictions(survey: DataFrame, parts: Sequence[Judged]) -> DataFrame:
-    """(entry, patient_id, file, unit, contradicted) where the middle value is implausible in the declared unit, but not in another one,
-    and where basal rates are too small beside the patient's boluses.
-
-    A file is decided on its own: one bad export among good ones is seen, and what comes later changes nothing.
-    """
-    outside = 2 * F.greatest("below", "above") > F.col("n")
-    wrong = survey.filter((F.col("n") >= CONTRADICTION_MINIMUM) & F.col("patient_id").isNotNull() & outside & F.col("fits"))
-    found = wrong.select("entry", "patient_id", "file", "unit", F.lit(True).alias("contradicted"))
-    rates, doses = (
-        [e.number for p in parts for e in p.entries if (e.meaning.name, e.meaning.kind) == which] for which in (("insulin_basal", "rate"), ("insulin_bolus", "dose"))
-    )
-    if not rates or not doses:
-        return found
-    looked_at = [p.frame for p in parts if any(e.number in (*rates, *doses) for e in p.entries)]
-    small = too_small(union(f.select("entry", "patient_id", "file", "unit", "utc", "value", "reason", "ignored") for f in looked_at), rates, doses)
-    return found.unionByName(small).distinct()
-
-
-def overrule(part: Judged, wrong_units: DataFrame, contradicted: set[int]) -> DataFrame:
-    """Refuses all records of a patient, file, entry and unit that contradict their unit."""
-    own = sorted(contradicted & {e.number for e in part.entries})
-    if not own:
-        return part.frame
-    found = F.broadcast(wrong_units.filter(F.col("entry").isin(own)))
-    keys = [*(["entry"] if len(part.entries) > 1 else []), "patient_id", "file", "unit"]
-    df = part.frame.join(found.select(*keys, "contradicted"), keys, "left")
-    return df.withColumn("reason", overruled(F.col("reason"), F.coalesce("contradicted", F.lit(False)), "unit_contradicts_values")).drop("contradicted")
-
-
-def read_counts(survey: DataFrame, entries: Sequence[Entry]) -> dict[int, dict[str, int]]:
-    """files, rows_ignored and rows_read by number of entry."""
-    sums = [F.sum(n).alias(n) for n in ("files", "ignored", "rows")]
-    found = {r.entry: r for r in survey.groupBy("entry").agg(*sums).collect()}
-    files = {e.meaning.group: found[e.number].files for e in reversed(entries) if e.number in found and found[e.number].files}
+def read_counts(found: Mapping[int, Mapping[str, int]], entries: Sequence[Entry]) -> dict[int, dict[str, int]]:
+    """files, rows_ignored and rows_read by number of entry, of the sums of files, ignored and rows by number of entry."""
+    none = {"files": 0, "ignored": 0, "rows": 0}
+    files = {e.meaning.group: found[e.number]["files"] for e in reversed(entries) if found.get(e.number, none)["files"]}
     return {
         e.number: {
             "files": files.get(e.meaning.group, 0),
-            "rows_ignored": found[e.number].ignored if e.number in found else 0,
-            "rows_read": found[e.number].rows if e.number in found else 0,
+            "rows_ignored": found.get(e.number, none)["ignored"],
+            "rows_read": found.get(e.number, none)["rows"],
         }
         for e in entries
     }

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.errors import DataError
 from twinlib.sources.codes import MACROS, CodeTables
 from twinlib.sources.files import File, filesystem
-from twinlib.sources.mapped import balanced, batch, opened
+from twinlib.sources.mapped import faults, opened
 from twinlib.sources.mapping import FileGroup
 from twinlib.sources.pseudonym import pseudonyms, tokens
-from twinlib.sources.blocks import Block, Unreadable
+from twinlib.sources.blocks import Block, Unreadable, as_text
 from twinlib.sources.readers import header, read
-from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning
+from twinlib.sources.records import RECORDS, Meaning, Piece, Tally
 
 # What the query of a table yields, one row per record: n, the row of the block it was made of; patient, the raw id; identifiers, a list
 # of (system, value); display, a name of the patient that may stand in the row; and columns of RECORDS.
-_MADE = {f.name for f in RECORDS_ARROW} - {"file", "line", "patient_id", "identifiers", "record", "ignored"}
+_OWN = ("line", "patient_id", "identifiers")  # columns of RECORDS that do not come from the query as they are
 
 
 @dataclass(frozen=True)
@@ -91,46 +91,58 @@ class EhrSource:
                 known = ", ".join(sorted(set(table.columns) & names)) or "none"  # others might be values of a file without a header
                 raise DataError(f"{self.root}: {table.files[0].relative}: no column {', '.join(missing)} (known columns there: {known})")
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame:
-        """RECORDS of all files; paths travel inside the function, as those of mapped files do."""
-        jobs = [_Job(table, file) for table in self.tables for file in table.files]
-        tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
-        root, namespace = self.root, self.namespace
-
-        def extract_files(batches):
-            system, _ = filesystem(root)
-            for taken in batches:
-                for task in taken.column(0).to_pylist():
-                    for job in tasks[task]:
-                        yield from extract(job.table, job.file, system, key, namespace, first)
-
-        return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(extract_files, RECORDS)
+    def jobs(self, first: int) -> list[EhrJob]:
+        return [EhrJob(table, file, self.root, self.namespace, first, file.size) for table in self.tables for file in table.files]
 
 
 @dataclass(frozen=True)
-class _Job:
+class EhrJob:
+    """A file of a table."""
+
     table: Table
     file: File
+    root: str
+    namespace: str
+    first: int
+    size: int
+    undecided: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.file.relative
+
+    def shown(self, key: bytes) -> str:
+        return self.name
+
+    def pieces(self, key: bytes) -> Iterator[Piece | Tally]:
+        system, _ = filesystem(self.root)
+        return extract(self.table, self.file, system, key, self.namespace, self.first)
 
 
-def extract(table: Table, file: File, system, key: bytes, namespace: str, first: int) -> Iterator[pa.RecordBatch]:
-    """RECORDS_ARROW batches of one file, its tally last. Rows that no entry wants, such as those of unknown codes, are ignored."""
+def extract(table: Table, file: File, system, key: bytes, namespace: str, first: int) -> Iterator[Piece | Tally]:
+    """The records of one file, its tally last. Rows that no entry wants, such as those of unknown codes, are ignored."""
     ignored = 0
-    faults = partial(_faults, table, file, first)
+    broken = partial(faults, first + table.own, file.relative, None)
     try:
         with opened(system, table.group, file) as stream, _database(table) as db:
             for block in read(table.group, stream, set(), set()):
                 if block.faulty:
-                    yield faults([(n, "malformed_row", "as many fields as the header, or a JSON object", text) for n, text in block.faulty])
+                    detail = "as many fields as the header, or a JSON object"
+                    yield broken([(n, "malformed_row", detail, _length(text)) for n, text in block.faulty])
                 if not len(block.lines):
                     continue
                 rows = _made(db, table, block)
                 if rows.num_rows:
-                    yield _batch(db, table, file, block, rows, key, namespace, first)
+                    yield from _pieces(db, table, file, block, rows, key, namespace, first)
                 ignored += len(block.lines) - pc.count_distinct(rows["n"]).as_py()
     except Unreadable as e:
-        yield faults([(None, e.code, e.detail, None)])
-    yield batch(1, entry=[first + table.own], file=[file.relative], ignored=[ignored])
+        yield broken([(None, e.code, e.detail, "{}")])
+    yield Tally(first + table.own, file.relative, ignored)
+
+
+def _length(text: str) -> str:
+    """Of a broken row, whose text may name the patient in any place, only its length is kept."""
+    return json.dumps({"text": f"({len(text)} characters, hidden: the patient's id may be among them)"})
 
 
 def _database(table: Table) -> duckdb.DuckDBPyConnection:
@@ -140,14 +152,6 @@ def _database(table: Table) -> duckdb.DuckDBPyConnection:
     for name, rows in (("exact", table.codes.exact), ("patterns", table.codes.patterns), ("words", table.codes.words), *table.extra):
         db.register(name, rows)
     return db
-
-
-def _faults(table: Table, file: File, first: int, rows: Sequence[tuple[int | None, str, str, str | None]]) -> pa.RecordBatch:
-    """Broken rows; their text may name the patient in any place, so only its length is kept."""
-    lines, codes, details, texts = zip(*rows)
-    records = [json.dumps({"text": f"({len(t)} characters, hidden: the patient's id may be among them)"}) if t is not None else "{}" for t in texts]
-    n = len(rows)
-    return batch(n, entry=[first + table.own] * n, file=[file.relative] * n, line=lines, fault=codes, detail=details, record=records)
 
 
 def _made(db: duckdb.DuckDBPyConnection, table: Table, block: Block) -> pa.Table:
@@ -171,28 +175,31 @@ def _cell(column: pa.Array) -> pa.Array:
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
-def _batch(db, table: Table, file: File, block: Block, rows: pa.Table, key: bytes, namespace: str, first: int) -> pa.RecordBatch:
+def _pieces(db, table: Table, file: File, block: Block, rows: pa.Table, key: bytes, namespace: str, first: int) -> Iterator[Piece]:
     def column(name: str) -> pa.Array:
         found = rows[name]
         return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
     at, raw = column("n"), column("patient")
     ids = pseudonyms(key, namespace, raw)
-    fields = {name: column(name).cast(RECORDS_ARROW.field(name).type) for name in rows.column_names if name in _MADE}
-    fields["entry"] = pc.add(fields["entry"], pa.scalar(first, pa.int32()))
+    fields = {name: column(name).cast(RECORDS.field(name).type) for name in rows.column_names if name in RECORDS.names and name not in _OWN}
     if "identifiers" in rows.column_names:
         fields["identifiers"] = _tokens(column("identifiers"), key)
     if block.record is not None:
         record = block.record.take(at)
     else:
-        record = _as_json(db, {name: c.take(at) for name, c in block.columns.items() if name.lower() not in table.hidden})
+        columns = block.columns.take(at.to_numpy())
+        record = _as_json(db, {name: columns[name] for name in columns if name.lower() not in table.hidden})
     display = column("display") if "display" in rows.column_names else pa.nulls(len(at), pa.string())
     place = pa.array(range(len(at)), pa.int64())
-    db.register("rows", pa.table({"n": place, "record": record, "raw": raw, "patient_id": ids, "display": display}))
-    masked = db.sql(f"SELECT text FROM ({table.masks}) ORDER BY n").to_arrow_table()["text"].combine_chunks()
-    return batch(
-        len(at), file=[file.relative] * len(at), line=pa.array(block.lines).take(at), patient_id=ids, record=masked.cast(pa.string()), **fields
-    )
+    db.register("rows", pa.table({"n": place, "record": record, "raw": raw, "patient_id": as_text(ids), "display": display}))
+    masked = db.sql(f"SELECT text FROM ({table.masks}) ORDER BY n").to_arrow_table()["text"].combine_chunks().cast(pa.string())
+    fields |= {"line": pa.array(block.lines).take(at), "patient_id": ids}
+    odd = pc.match_substring(masked, "\ufffd").to_numpy(zero_copy_only=False)
+    entries = column("entry").to_numpy()
+    for number in np.unique(entries):
+        whole = Piece(first + int(number), file.relative, fields, lambda places: masked.take(pa.array(places)), odd if odd.any() else None)
+        yield whole.filter(entries == number)
 
 
 def _as_json(db: duckdb.DuckDBPyConnection, columns: dict[str, pa.Array]) -> pa.Array:

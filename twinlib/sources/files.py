@@ -26,6 +26,11 @@ def filesystem(root: str) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), str(Path(root).absolute())
 
 
+def uri(root: str) -> str:
+    """A folder as Spark names it, without a slash at its end."""
+    return (root.replace("s3://", "s3a://", 1) if "://" in root else f"file://{Path(root).absolute()}").rstrip("/")
+
+
 def glob_pattern(glob: str) -> re.Pattern:
     """`*` and `?` stay within one folder, `**/` is any number of folders."""
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}

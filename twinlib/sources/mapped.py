@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import heapq
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
+import pyarrow.parquet as pq
 
 from twinlib.errors import DataError
-from twinlib.sources import columnar
-from twinlib.sources.blocks import Block, Unreadable
+from twinlib.fusion.arrays import constant
+from twinlib.sources.blocks import Block, Unreadable, as_text, may_be_undecodable, recoded
 from twinlib.sources.choice import known_rows, marks, meets
 from twinlib.sources.files import File, filesystem, find, select
 from twinlib.sources.mapping import SECONDS, SPARSE, Entry, FileGroup, Mapping
 from twinlib.sources.pseudonym import pseudonym, pseudonyms, tokens
 from twinlib.sources.readers import header, read
-from twinlib.sources.records import RECORDS, RECORDS_ARROW, Meaning, Part
+from twinlib.sources.records import TASK_BYTES, Meaning, Piece, Tally
 from twinlib.sources.verbatim import masker, verbatim
 
 HEADERS_CHECKED = 200  # files per group whose columns are looked at before work starts
-TASK_BYTES = 64 << 20
 
 
 def _meanings(mapping: Mapping, name: str, path: str) -> Iterator[tuple[Meaning, FileGroup, Entry | None]]:
@@ -129,31 +127,14 @@ class MappedSource:
             known = ", ".join(sorted(wanted & names)) or "none"
             raise DataError(f"{where}: no file has a column {column!r}{hint} (of the mapping's columns there: {known}; others: {len(names - wanted)})")
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> list[Part]:
-        """RECORDS of all files: one part for what Arrow reads, and one per entry of what Spark reads itself (see `columnar`)."""
-        system, base = filesystem(self.root)[0], columnar.uri(self.root)
-        jobs, result = [], []
+    def jobs(self, first: int) -> list[MappedJob]:
+        found: list[MappedJob] = []
         for group, files in self.files():
             layout = self._layout(group, first)
-            typed, others = columnar.split(group, files, system, base, _columns(layout))
-            jobs += [_Job(layout, file) for file in others]
-            for schema, some in typed.items():
-                result += columnar.parts(spark, group, layout.own, layout.entries, schema, some, base, key, self.mapping.namespace)
-        return [Part(self._extracted(spark, jobs, key)), *result] if jobs else result
-
-    def _extracted(self, spark: SparkSession, jobs: list[_Job], key: bytes) -> DataFrame:
-        """The list of files travels inside the function: no path, and so no id, is in a plan."""
-        tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
-        root, namespace = self.root, self.mapping.namespace
-
-        def extract_files(batches):
-            system, _ = filesystem(root)
-            for batch in batches:
-                for task in batch.column(0).to_pylist():
-                    for job in tasks[task]:
-                        yield from extract(job.layout, job.file, system, key, namespace)
-
-        return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(extract_files, RECORDS)
+            for file in files:
+                job = MappedJob(layout, file, self.root, self.mapping.namespace, file.size)
+                found += _parts(job) if group.format == "parquet" and file.size > TASK_BYTES and not layout.undecided else [job]
+        return found
 
     def _layout(self, group: FileGroup, first: int) -> Layout:
         numbered = [(first + k, entry) for k, (_, g, entry) in enumerate(self._parts) if g is group]
@@ -168,28 +149,56 @@ class Layout:
     own: int
     entries: tuple[tuple[int, Entry], ...]
 
+    @property
+    def undecided(self) -> bool:
+        """Whether some time stamps must all be seen before one can be read."""
+        return any(c.order == "auto" for _, e in self.entries if (c := self.group.clock(e)))
+
+    @property
+    def columns(self) -> set[str]:
+        """Every column that some entry reads."""
+        return set().union(*(self.group.columns(e) for _, e in self.entries))
+
 
 @dataclass(frozen=True)
-class _Job:
+class MappedJob:
+    """A file, or some row groups of a Parquet file."""
+
     layout: Layout
     file: File
+    root: str
+    namespace: str
+    size: int
+    row_groups: tuple[int, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.file.relative
+
+    @property
+    def undecided(self) -> bool:
+        return self.layout.undecided
+
+    def shown(self, key: bytes) -> str:
+        raw_id = self.layout.group.patient.of_file(self.name) if self.layout.group.patient.file else None
+        return self.name.replace(raw_id, pseudonym(key, self.namespace, raw_id)) if raw_id else self.name
+
+    def pieces(self, key: bytes) -> Iterator[Piece | Tally]:
+        system, _ = filesystem(self.root)
+        return extract(self.layout, self.file, system, key, self.namespace, self.row_groups)
 
 
-def _columns(layout: Layout) -> set[str]:
-    """Every column that some entry reads."""
-    return set().union(*(layout.group.columns(e) for _, e in layout.entries))
-
-
-def balanced(jobs: list[_Job], parallelism: int) -> list[list[_Job]]:
-    """Files spread over tasks of about equal size, largest first."""
-    total = sum(j.file.size for j in jobs)
-    n = max(1, min(len(jobs), max(parallelism, -(-total // TASK_BYTES))))
-    heap, tasks = [(0, k) for k in range(n)], [[] for _ in range(n)]
-    for job in sorted(jobs, key=lambda j: (-j.file.size, j.file.relative)):
-        size, k = heapq.heappop(heap)
-        tasks[k].append(job)
-        heapq.heappush(heap, (size + job.file.size + (1 << 16), k))
-    return tasks
+def _parts(job: MappedJob) -> list[MappedJob]:
+    """A big Parquet file as jobs of about TASK_BYTES each; as it is where its footer cannot be read."""
+    system, _ = filesystem(job.root)
+    try:
+        with opened(system, job.layout.group, job.file) as stream:
+            footer = pq.read_metadata(stream)
+    except (pa.ArrowInvalid, OSError):
+        return [job]
+    n = max(1, min(footer.num_row_groups, -(-job.size // TASK_BYTES)))
+    parts = [tuple(int(k) for k in some) for some in np.array_split(np.arange(footer.num_row_groups), n)]
+    return [replace(job, row_groups=some, size=job.size // n) for some in parts]
 
 
 def opened(system, group: FileGroup, file: File):
@@ -197,77 +206,60 @@ def opened(system, group: FileGroup, file: File):
     return system.open_input_file(file.path) if group.format == "parquet" else system.open_input_stream(file.path)
 
 
-def extract(layout: Layout, file: File, system, key: bytes, namespace: str) -> Iterator[pa.RecordBatch]:
-    """RECORDS_ARROW batches of one file, its tally last."""
+def extract(layout: Layout, file: File, system, key: bytes, namespace: str, row_groups: tuple[int, ...] | None = None) -> Iterator[Piece | Tally]:
+    """The records of one file, its tally last."""
     group = layout.group
     raw_id = group.patient.of_file(file.relative)
     known = pseudonym(key, namespace, raw_id) if raw_id else None
     shown = file.relative.replace(raw_id, known) if group.patient.file and raw_id else file.relative
-    needed = _columns(layout)
+    needed = layout.columns
     required = set().union(*(group.required(e) for _, e in layout.entries))
     ignored = 0
-
-    def faults(rows: list[tuple[int | None, str, str, str]]) -> pa.RecordBatch:
-        lines, codes, details, texts = zip(*rows)
-        n = len(rows)
-        return batch(
-            n,
-            entry=[layout.own] * n,
-            file=[shown] * n,
-            line=lines,
-            patient_id=[known] * n,
-            fault=codes,
-            detail=details,
-            record=texts,
-        )
-
     try:
         with opened(system, group, file) as stream:
-            for block in read(group, stream, needed, required):
+            for block in read(group, stream, needed, required, row_groups):
                 ids = _patients(group, block, known, key, namespace)
+                odd = may_be_undecodable(block)
                 if block.faulty:
                     mask = masker(group, list(block.columns), raw_id, known, key, namespace)
                     detail = "as many fields as the header" if group.format == "csv" else "a JSON object"
-                    yield faults([(n, "malformed_row", detail, mask(text)) for n, text in block.faulty])
+                    yield faults(layout.own, shown, known, [(n, "malformed_row", detail, mask(text)) for n, text in block.faulty])
                 wanted = np.zeros(len(block.lines), bool)
                 for number, entry in layout.entries:
                     chosen = _chosen(group, entry, block)
                     wanted |= chosen
                     if chosen.any():
-                        yield _select(group, number, entry, block, chosen, ids, shown, raw_id, known, needed, key, namespace)
+                        yield _select(layout, number, entry, block, chosen, ids, shown, raw_id, known, odd, key, namespace)
                 ignored += int((~wanted).sum())
     except Unreadable as e:
-        yield faults([(None, e.code, e.detail, "{}")])
-    yield batch(1, entry=[layout.own], file=[shown], ignored=[ignored])
+        yield faults(layout.own, shown, known, [(None, e.code, e.detail, "{}")])
+    yield Tally(layout.own, shown, ignored, int(not row_groups or row_groups[0] == 0))
 
 
-def batch(n: int, **columns) -> pa.RecordBatch:
-    """A batch of n rows; absent columns are null."""
-    arrays = [
-        columns[f.name]
-        if isinstance(columns.get(f.name), pa.Array)
-        else pa.array(columns[f.name], f.type)
-        if f.name in columns
-        else pa.nulls(n, f.type)
-        for f in RECORDS_ARROW
-    ]
-    return pa.RecordBatch.from_arrays(arrays, schema=RECORDS_ARROW)
+def faults(entry: int, file: str, patient: str | None, rows: Sequence[tuple[int | None, str, str, str]]) -> Piece:
+    """Rows that cannot be read: line, reason, expectation, text."""
+    lines, codes, details, texts = zip(*rows)
+    record = pa.array(texts, pa.string())
+    columns = {
+        "line": pa.array(lines, pa.int64()), "fault": pa.array(codes, pa.string()), "detail": pa.array(details, pa.string()),
+        "patient_id": constant(patient, len(rows)),
+    }  # fmt: skip
+    return Piece(entry, file, columns, lambda places: record.take(pa.array(places)))
 
 
 def _cell(group: FileGroup, column: pa.Array) -> pa.Array:
-    """Trimmed texts, null where the cell counts as empty."""
+    """Trimmed texts, null where the cell counts as empty. Codes stay codes."""
+    if pa.types.is_dictionary(column.type):
+        return recoded(column.indices, _cell(group, column.dictionary.cast(pa.string())))
     text = pc.utf8_trim_whitespace(column)
     return pc.if_else(pc.is_in(text, value_set=pa.array(sorted({"", *group.missing}))), pa.scalar(None, pa.string()), text)
 
 
-def _patients(group: FileGroup, block: Block, known: str | None, key: bytes, namespace: str) -> pa.Array:
+def _patients(group: FileGroup, block: Block, known: str | None, key: bytes, namespace: str) -> pa.DictionaryArray:
     if group.patient.column is None:
-        return (
-            pa.array([known], pa.string()).take(pa.array(np.zeros(len(block.lines), np.int64)))
-            if known
-            else pa.nulls(len(block.lines), pa.string())
-        )
-    return pseudonyms(key, namespace, _cell(group, block.columns[group.patient.column]))
+        return constant(known, len(block.lines))
+    column = block.columns.typed(group.patient.column)
+    return pseudonyms(key, namespace, _cell(group, column if pa.types.is_dictionary(column.type) else as_text(column)))
 
 
 def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
@@ -289,45 +281,48 @@ def _chosen(group: FileGroup, entry: Entry, block: Block) -> np.ndarray:
 
 
 def _select(
-    group: FileGroup,
-    number: int,
-    entry: Entry,
-    block: Block,
-    chosen: np.ndarray,
-    ids: pa.Array,
-    shown: str,
-    raw_id: str | None,
-    known: str | None,
-    needed: set[str],
-    key: bytes,
-    namespace: str,
-) -> pa.RecordBatch:
-    keep, n = pa.array(chosen), int(chosen.sum())
-    columns = {name: c.filter(keep) for name, c in block.columns.items()} if n < len(chosen) else block.columns
-    ids = ids.filter(keep)
+    layout: Layout, number: int, entry: Entry, block: Block, chosen: np.ndarray, ids: pa.DictionaryArray, shown: str, raw_id: str | None,
+    known: str | None, odd: bool, key: bytes, namespace: str,
+) -> Piece:  # fmt: skip
+    group, rows, n = layout.group, np.flatnonzero(chosen), int(chosen.sum())
+    columns = block.columns.take(rows) if n < len(chosen) else block.columns
+    record = None if block.record is None else block.record.take(pa.array(rows))
+    ids = ids.take(pa.array(rows)) if n < len(chosen) else ids
 
-    def cell(name: str | None) -> pa.Array:
-        return _cell(group, columns[name]) if name else pa.nulls(n, pa.string())
+    def cell(name: str | None) -> pa.Array | None:
+        return _cell(group, columns[name]) if name else None
 
     clock, value, attributes = group.clock(entry), entry.number, entry.patient
-    times = [cell(c) for c in clock.column] if clock else []
     fields = {
-        "time": times[0] if len(times) == 1 else pc.binary_join_element_wise(*times, " ") if times else cell(None),
+        "line": pa.array(block.lines[chosen]),
+        "patient_id": ids,
         "offset": cell(clock.offset_column if clock else None),
         "end": cell(entry.end),
         "duration": cell(entry.duration.column if entry.duration else None),
         "available": cell(entry.available_at),
         "label": cell(entry.label),
         "device": cell(group.device if entry.observation else None),
-        "unit": cell(value.unit_column if value else None),
-        "value": pa.array([repr(value.constant)] * n, pa.string())
-        if value and value.column is None
-        else cell(value.column if value else None),
     }
+    if value and value.unit_column:
+        unit = columns.typed(value.unit_column)
+        fields["unit"] = _cell(group, unit if pa.types.is_dictionary(unit.type) else as_text(unit))
+    if clock and len(clock.column) == 1 and pa.types.is_timestamp(columns.typed(clock.column[0]).type):
+        fields["stamp"] = columns.typed(clock.column[0])
+    elif clock:
+        times = [cell(c) for c in clock.column]
+        fields["time"] = times[0] if len(times) == 1 else pc.binary_join_element_wise(*times, " ")
+    if value and value.column is None:
+        fields["amount"] = pa.array(np.full(n, float(value.constant)))
+    elif value:
+        amount = columns.typed(value.column)
+        if _is_number(amount.type) and group.missing == ("",) and not value.texts:
+            fields["amount"] = amount.cast(pa.float64(), safe=False)
+        else:
+            fields["value"] = cell(value.column)
     if block.parts is not None:
         fields["part"] = pa.array(block.parts[chosen])
-    if group.device:
-        fields["device"] = pc.utf8_slice_codeunits(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"]), 0, 12)
+    if fields["device"] is not None:
+        fields["device"] = pc.utf8_slice_codeunits(as_text(pseudonyms(key, f"{namespace}\x1fdevice", fields["device"])), 0, 12)
     flags = {name: meets(conditions, columns, n) for name, conditions in entry.flags.items()}
     if entry.codes and entry.codes.words:
         flags["by_name"] = known_rows(entry.codes, columns)[1]
@@ -338,18 +333,19 @@ def _select(
         fields["fault"] = pc.if_else(faulty, code, fields.get("fault", pa.nulls(n, pa.string())))
         fields["detail"] = pc.if_else(faulty, f"columns {', '.join(conditions)}", fields.get("detail", pa.nulls(n, pa.string())))
     if attributes and attributes.identifiers:
-        stated = [tokens(key, system, cell(c)) for system, c in attributes.identifiers.items()]
+        stated = [as_text(tokens(key, system, cell(c))) for system, c in attributes.identifiers.items()]
         fields["identifiers"] = pc.binary_join_element_wise(*stated, " ", null_handling="skip")
     if attributes:
         fields |= {"sex": cell(attributes.sex), "birth_date": cell(attributes.birth_date or attributes.birth_year)}
-    return batch(
-        n,
-        entry=pa.array(np.full(n, number, np.int32)),
-        file=pa.array([shown], pa.string()).take(pa.array(np.zeros(n, np.int64))),
-        line=pa.array(block.lines[chosen]),
-        patient_id=ids,
-        record=verbatim(
-            group, columns, block.record.filter(keep) if block.record is not None else None, ids, raw_id, known, needed
-        ),
-        **fields,
-    )
+
+    def text(places: np.ndarray) -> pa.Array:
+        at = pa.array(places)
+        return verbatim(group, columns.take(places), None if record is None else record.take(at), as_text(ids.take(at)), raw_id, known, layout.columns)
+
+    undecodable = pc.match_substring(text(np.arange(n)), "\ufffd").to_numpy(zero_copy_only=False) if odd else None
+    return Piece(number, shown, {name: c for name, c in fields.items() if c is not None}, text, undecodable)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    """Numbers that a double holds as they were written; 7.1 as a single float is another number than 7.1 as a double, but the same text."""
+    return pa.types.is_integer(kind) or pa.types.is_float64(kind) or pa.types.is_decimal(kind)

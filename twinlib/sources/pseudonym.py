@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from twinlib.config import PseudonymConfig
 from twinlib.errors import ConfigError
+from twinlib.sources.blocks import recoded
 
 MINIMUM_BYTES = 16
 
@@ -67,11 +68,11 @@ def pseudonym(key: bytes, namespace: str, raw: str) -> str:
     return hmac.new(key, f"{namespace}\x1f{raw}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def pseudonyms(key: bytes, namespace: str, raw: pa.Array) -> pa.Array:
-    """Pseudonyms of a text array, worked out once per different id; null stays null."""
-    coded = pc.dictionary_encode(raw)
-    named = pa.array([pseudonym(key, namespace, x) for x in coded.dictionary.to_pylist()], pa.string())
-    return named.take(coded.indices)
+def pseudonyms(key: bytes, namespace: str, raw: pa.Array) -> pa.DictionaryArray:
+    """Pseudonyms of a text array (or of a coded one), coded, worked out once per different id; null stays null."""
+    coded = raw if pa.types.is_dictionary(raw.type) else pc.dictionary_encode(raw)
+    named = pa.array([None if x is None else pseudonym(key, namespace, x) for x in coded.dictionary.to_pylist()], pa.string())
+    return recoded(coded.indices, named)
 
 
 def system_mark(key: bytes, system: str) -> str:
@@ -81,5 +82,5 @@ def system_mark(key: bytes, system: str) -> str:
 
 def tokens(key: bytes, system: str, raw: pa.Array) -> pa.Array:
     """Keyed tokens of identifiers, equal where system and identifier are: `<system_mark>:<pseudonym>`; null stays null."""
-    named = pseudonyms(key, f"identifier {system}", raw)
+    named = pseudonyms(key, f"identifier {system}", raw).dictionary_decode()
     return pc.binary_join_element_wise(pa.scalar(system_mark(key, system)), named, ":")

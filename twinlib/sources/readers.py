@@ -21,36 +21,38 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from twinlib.sources.blocks import BLOCK_BYTES, BLOCK_ROWS, Block, Unreadable
+from twinlib.sources.blocks import BLOCK_BYTES, BLOCK_ROWS, Block, Columns, Unreadable
 from twinlib.sources.fit_messages import messages
 from twinlib.sources.mapping import FileGroup, Unpivot
 from twinlib.sources.xml_elements import elements
 
 
-def read(group: FileGroup, stream: BinaryIO, wanted: set[str], required: set[str]) -> Iterator[Block]:
-    """Blocks of a file. JSON gives the wanted columns, the other formats all of the file; a wanted column that the file
+def read(
+    group: FileGroup, stream: BinaryIO, wanted: set[str], required: set[str], row_groups: tuple[int, ...] | None = None
+) -> Iterator[Block]:
+    """Blocks of a file, or of some row groups of a Parquet file. JSON gives the wanted columns, the other formats all of the file; a wanted column that the file
     lacks is null. Raises Unreadable where a required column lacks or the file is broken, also after some blocks.
     """
     try:
         if group.format == "json":
             yield from _json(group, stream, wanted)
             return
-        for block in _blocks(group, stream, required):
+        for block in _blocks(group, stream, required, row_groups):
             if group.unpivot:
                 block = unpivot(group.unpivot, block)
             absent = wanted - set(block.columns)
             nulls = dict.fromkeys(absent, pa.nulls(len(block.lines), pa.string()))
-            yield replace(block, columns={**block.columns, **nulls}) if absent else block
+            yield replace(block, columns=block.columns.plus(nulls)) if absent else block
     except (pa.ArrowInvalid, OSError, EOFError) as e:
         raise Unreadable("unreadable_file", f"not a readable {group.format} file ({type(e).__name__})") from None
 
 
-def _blocks(group: FileGroup, stream: BinaryIO, required: set[str]) -> Iterator[Block]:
+def _blocks(group: FileGroup, stream: BinaryIO, required: set[str], row_groups: tuple[int, ...] | None = None) -> Iterator[Block]:
     match group.format:
         case "csv":
             return _csv(group, stream, required)
         case "parquet":
-            return _parquet(group, stream, required)
+            return _parquet(stream, required, row_groups)
         case "xml":
             return elements(group.element, stream)
         case "fit":
@@ -68,7 +70,7 @@ def unpivot(how: Unpivot, block: Block) -> Block:
     columns = {name: c.take(take) for name, c in block.columns.items() if name not in dict(wide)}
     cells = pa.concat_arrays([block.columns[name] for name, _ in wide]).take(pa.array(part * n + row))
     names = pa.array([text for _, text in wide], pa.string()).take(pa.array(part))
-    return Block(block.lines[row], columns | {how.name: names, how.value: cells}, None, block.faulty, (part + 1).astype(np.int32))
+    return Block(block.lines[row], Columns(columns | {how.name: names, how.value: cells}), None, block.faulty, (part + 1).astype(np.int32))
 
 
 def header(group: FileGroup, stream: BinaryIO) -> list[str]:
@@ -179,7 +181,7 @@ def _parse(group: FileGroup, names: list[str], piece: bytes, before: int) -> Blo
         extra[good] += pc.count_substring(column, "\n").to_numpy(zero_copy_only=False)
     extra[numbers] = [text.count("\n") for _, text in bad]
     line = before + np.arange(len(extra)) + np.concatenate([[0], np.cumsum(extra)[:-1]])
-    return Block(line[good], columns, None, [(int(line[n]), text) for n, text in bad if text.strip()])
+    return Block(line[good], Columns(columns), None, [(int(line[n]), text) for n, text in bad if text.strip()])
 
 
 def _has_newline(block: Block) -> bool:
@@ -207,8 +209,7 @@ def _without_blank_rows(block: Block, faulty: set[int]) -> Block:
         filled &= ~np.isin(block.lines, list(faulty))
     if filled.all():
         return block
-    keep = pa.array(filled)
-    return Block(block.lines[filled], {n: c.filter(keep) for n, c in block.columns.items()}, None, block.faulty)
+    return Block(block.lines[filled], block.columns.take(np.flatnonzero(filled)), None, block.faulty)
 
 
 def _require(required: set[str], names: list[str]) -> None:
@@ -220,21 +221,24 @@ def _require(required: set[str], names: list[str]) -> None:
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _parquet(group: FileGroup, stream: BinaryIO, required: set[str]) -> Iterator[Block]:
-    file, before = pq.ParquetFile(stream), 0
+def _parquet(stream: BinaryIO, required: set[str], row_groups: tuple[int, ...] | None) -> Iterator[Block]:
+    footer = pq.read_metadata(stream)
+    file = pq.ParquetFile(stream, metadata=footer, read_dictionary=_repetitive(footer))
     _require(required, file.schema_arrow.names)
-    for batch in file.iter_batches(batch_size=BLOCK_ROWS):
-        columns = {n: _as_text(c) for n, c in zip(batch.schema.names, batch.columns)}
-        yield Block(before + np.arange(1, batch.num_rows + 1), columns)
+    chosen = range(footer.num_row_groups) if row_groups is None else row_groups
+    before = sum(footer.row_group(k).num_rows for k in range(chosen[0])) if chosen else 0
+    for batch in file.iter_batches(batch_size=BLOCK_ROWS, row_groups=list(chosen)):
+        yield Block(before + np.arange(1, batch.num_rows + 1), Columns(dict(zip(batch.schema.names, batch.columns))))
         before += batch.num_rows
 
 
-def _as_text(column: pa.Array) -> pa.Array:
-    if pa.types.is_nested(column.type):
-        return pa.array([None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string())
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    return column.cast(pa.string())
+def _repetitive(footer: pq.FileMetaData) -> list[str]:
+    """Columns of texts that the file holds with a dictionary: they are read as codes."""
+    if not footer.num_row_groups:
+        return []
+    columns = [footer.row_group(0).column(k) for k in range(footer.num_columns)]
+    texts = {footer.schema.column(k).path for k in range(footer.num_columns) if footer.schema.column(k).logical_type.type == "STRING"}
+    return [c.path_in_schema for c in columns if c.has_dictionary_page and c.path_in_schema in texts]
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -283,7 +287,7 @@ def _json_block(db: duckdb.DuckDBPyConnection, records: pa.Array, lines: np.ndar
         picked = ", ".join(f"""r ->> '{json_path(n).replace("'", "''")}' AS c{k}""" for k, n in enumerate(names))
         table = db.sql(f"SELECT {picked} FROM good").to_arrow_table()
         columns = {n: table.column(k).combine_chunks().cast(pa.string()) for k, n in enumerate(names)}
-    return Block(lines[ok], columns, records, faulty)
+    return Block(lines[ok], Columns(columns), records, faulty)
 
 
 def _json_keys(records: pa.Array) -> list[str]:

@@ -1,30 +1,33 @@
 """The seam between sources and fusion: raw records as text, one schema for every kind of source.
 
-A source (mapped files, OMOP, FHIR) gives `meanings`, which say what its records mean, and `records`, the
-frame of RECORDS. Units, clocks, rules, duplicates, quarantine and counts are the same for all of them.
+A source (mapped files, OMOP, FHIR) gives `meanings`, which say what its records mean, and `jobs`, which yield
+its records. Units, clocks, rules, duplicates, quarantine and counts are the same for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
 
 from twinlib.sources.mapping import Attributes, Clock, Value
 
-# One row per record that an entry selects; besides, one row per file with `ignored` set and nothing else (the tally).
-# Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a reason code found
-# while reading, `detail` its expectation. `flags` are quality flags and `identifiers` keyed hashes of the patient's identifiers, each separated
-# by a space.
-RECORDS = (
-    "entry int, file string, line bigint, part int, patient_id string, time string, end string, available string, offset string, "
-    "value string, unit string, duration string, label string, device string, sex string, birth_date string, "
-    "flags string, identifiers string, fault string, detail string, record string, ignored bigint"
+# What a record may have. Texts are trimmed, null where empty. `part` tells the records of one line apart, where a line holds several. `fault` is a
+# reason code found while reading, `detail` its expectation. `flags` are quality flags and `identifiers` keyed hashes of the patient's
+# identifiers, each separated by a space.
+RECORDS = pa.schema(
+    [("line", pa.int64()), ("part", pa.int32())]
+    + [
+        (name, pa.string())
+        for name in "patient_id time end available offset value unit duration label device sex birth_date flags identifiers fault detail".split()
+    ]
 )
-_ARROW = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string()}
-RECORDS_ARROW = pa.schema([(name, _ARROW[kind]) for name, kind in (column.split() for column in RECORDS.split(", "))])
+
+
+TASK_BYTES = 64 << 20  # of raw files that one task reads
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,60 @@ class Meaning:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A frame of records that is judged on its own.
+class Piece:
+    """Records of one entry and one file, as many as a block of it gives.
 
-    entry: the number of the one entry that all of its records have; None where they differ, and `frame` is RECORDS. A frame of one entry
-    may have typed columns besides: stamp (timestamp: the instant, or the wall clock's digits as UTC), stamp_named (boolean: it is the
-    instant), amount (double); they take the place of texts. Its `record` may be a struct of texts. It is read anew for each result.
+    columns: those of RECORDS that some row has, `patient_id` always (coded), as arrays of n texts. Typed columns may take the place of texts:
+    `stamp` (timestamp; with a zone it is the instant, else the wall clock's digits) of `time`, `amount` (double) of `value`.
+    text: the rows at some places as they stood in the file, as JSON texts. undecodable (n,): the row holds bytes that are no text in the
+    file's encoding; None = no row does.
     """
 
-    frame: DataFrame
-    entry: int | None = None
+    entry: int
+    file: str
+    columns: dict[str, pa.Array]
+    text: Callable[[np.ndarray], pa.Array]
+    undecodable: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.columns["patient_id"])
+
+    def filter(self, keep: np.ndarray) -> Piece:
+        """The records where `keep` (n,) holds."""
+        at = np.flatnonzero(keep)
+        columns = {name: column.take(pa.array(at)) for name, column in self.columns.items()}
+        return replace(self, columns=columns, text=lambda places: self.text(at[places]), undecodable=None if self.undecodable is None else self.undecodable[at])
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The end of a file, or of a part of it: rows that no entry wants. `files` is 1 for the file's first part, and 0 for the others."""
+
+    entry: int
+    file: str
+    ignored: int
+    files: int = 1
+
+
+class Job(Protocol):
+    """A file, or a part of one, that is read by one task. `shown`: the name under which its records stand; `size`: bytes; `undecided`: some of
+    its time stamps must all be seen before one can be read."""
+
+    size: int
+    undecided: bool
+
+    @property
+    def name(self) -> str:
+        """Relative path; it may hold the patient's id."""
+
+    def shown(self, key: bytes) -> str: ...
+
+    def pieces(self, key: bytes) -> Iterator[Piece | Tally]:
+        """All records, and a tally last."""
 
 
 class Source(Protocol):
-    """`records(first)` numbers its entries from `first` in the order of `meanings`."""
+    """`jobs(first)` numbers its entries from `first` in the order of `meanings`."""
 
     name: str
     namespace: str  # of its patients' ids
@@ -72,5 +115,5 @@ class Source(Protocol):
     def check(self) -> None:
         """Raises ConfigError or DataError for everything that can be known before work starts."""
 
-    def records(self, spark: SparkSession, key: bytes, first: int) -> DataFrame | list[Part]:
-        """The source's records (RECORDS), patients already under their pseudonyms, in one frame or in parts."""
+    def jobs(self, first: int) -> list[Job]:
+        """All of the source's files, to be read by any number of tasks."""
