@@ -33,10 +33,6 @@ TRAVEL = DAY  # how far apart two local clocks of one patient can be
 LARGEST_VALUE = 1e9  # means are summed as whole millionths, exact in any order
 
 
-def _nan() -> Column:
-    return F.lit(float("nan")).cast("float")
-
-
 def _floor_div(x: Column, by: int) -> Column:
     return ((x - F.pmod(x, F.lit(by))) / by).cast("long")
 
@@ -60,14 +56,14 @@ def _offset_of(first: Column) -> Column:
 
 
 def _gridded(observations: DataFrame, layout: Layout) -> DataFrame:
-    """patient_id, block, first (see _first), begin, until and per gridded signal s `hours_s`: see `grids.pieces`."""
+    """patient_id, block, first (see _first), begin, until and per gridded signal s `piece_s`: see `grids.pieces`."""
     place = F.array_position(F.array(*[F.lit(n) for n in layout.grids]), F.col("signal")) - 1
     records = _records(observations, layout.grids, layout).select(
         "patient_id", place.alias("signal"), F.unix_micros("time").alias("micros"), F.round(F.col("value") * 1e6).cast("long").alias("value"),
         _offset(layout.step).alias("offset"),
     )
     together = records.repartition("patient_id").sortWithinPartitions("patient_id")
-    return together.mapInArrow(grids.hourly(layout.grids, layout.step, layout.days), grids.schema(layout.grids))
+    return together.mapInArrow(grids.gridded(layout.grids, layout.step, layout.days), grids.schema(layout.grids))
 
 
 def _listed(observations: DataFrame, layout: Layout) -> DataFrame:
@@ -118,7 +114,7 @@ def _readings(observations: DataFrame, layout: Layout) -> DataFrame:
         return parts[0]
     a, b = (p.withColumnsRenamed({c: f"{c}_{k}" for c in ("first", "begin", "until")}) for k, p in enumerate(parts))
     spans = [F.least("first_0", "first_1").alias("first"), F.least("begin_0", "begin_1").alias("begin"), F.greatest("until_0", "until_1").alias("until")]
-    columns = [f"hours_{s}" for s in layout.grids] + [f"list_{s}" for s in layout.lists]
+    columns = [f"piece_{s}" for s in layout.grids] + [f"list_{s}" for s in layout.lists]
     return a.join(b, ["patient_id", "block"], "full").select("patient_id", "block", *spans, *columns)
 
 
@@ -155,21 +151,6 @@ def _events(exposures: DataFrame, layout: Layout) -> DataFrame:
         F.min("begin").alias("first_begin"), F.max("begin").alias("last_begin"),
         *[F.collect_list(F.when(F.col("agent") == a, event)).alias(a) for a in inputs],
     )
-
-
-def _grid(hours: Column, start: Column, slots: Column, step: int) -> Column:
-    """Array of `slots` floats from the instant `start` (micros, on a tick), NaN where there is no reading."""
-    per_hour = 60 // step
-    tick = _floor_div(start, step * MINUTE)
-    begin = _floor_div(tick, per_hour)
-    end = begin + _floor_div(slots, per_hour) + 1  # one hour more than the episode, which may begin within an hour
-    inside = F.filter(F.coalesce(hours, F.array()), lambda e: (e["hour"] >= begin) & (e["hour"] < end))
-    # one empty piece at the end carries the last gap
-    pieces = F.concat(inside, F.array(F.struct(end.alias("hour"), F.array().cast("array<float>").alias("values"))))
-    after = F.concat(F.array(begin), F.transform(inside, lambda e: e["hour"] + 1))
-    gap = lambda e, a: F.array_repeat(_nan(), ((e["hour"] - a) * per_hour).cast("int"))  # noqa: E731
-    filled = F.zip_with(pieces, after, lambda e, a: F.concat(gap(e, a), e["values"]))
-    return F.slice(F.flatten(filled), (tick - begin * per_hour + 1).cast("int"), slots)
 
 
 def _list(readings: Column, start: Column) -> tuple[Column, Column]:
@@ -217,14 +198,6 @@ def _episodes(readings: DataFrame, events: DataFrame, patients: DataFrame) -> Da
     return patients.select(known).join(blocks, "patient_id", "left")
 
 
-def _spacing(grid: Column, step_minutes: int) -> Column:
-    """Usual spacing of a grid's readings in slots: the lower median, at least 1 and at most a quarter of an hour (the slowest sensors)."""
-    at = F.filter(F.transform(grid, lambda x, i: F.when(~F.isnan(x), i)), lambda i: i.isNotNull())
-    count = F.greatest(F.size(at) - 1, F.lit(0))
-    gaps = F.sort_array(F.zip_with(F.slice(at, F.lit(2), count), F.slice(at, F.lit(1), count), lambda b, a: b - a))
-    return F.least(F.coalesce(F.get(gaps, ((count - 1) / 2).cast("int")), F.lit(1)), F.lit(15 // step_minutes))
-
-
 def pack(observations: DataFrame, exposures: DataFrame, patients: DataFrame, layout: Layout) -> DataFrame:
     """Timelines (contract TIMELINES) of every patient in `patients`; records of other patients are left out.
 
@@ -250,7 +223,7 @@ def pack(observations: DataFrame, exposures: DataFrame, patients: DataFrame, lay
         .join(histories(observations, layout.covariates), "patient_id", "left")
         .withColumns({"start_micros": begins, "utc_offset_minutes": offset.cast("int")})
         .withColumns({"start": F.timestamp_micros(start), "minutes": minutes_})
-        .withColumns({f"grid_{s}": _grid(F.col(f"hours_{s}"), start, (minutes / step).cast("int"), step) for s in layout.grids})
+        .withColumns({f"grid_{s}": F.arrow_udf(grids.cutter(step), grids.EPISODE)(f"piece_{s}", start, minutes) for s in layout.grids})
     )
 
     def covariate(name: str) -> Column:
@@ -262,10 +235,10 @@ def pack(observations: DataFrame, exposures: DataFrame, patients: DataFrame, lay
         return F.struct(F.lit(name).alias("name"), value.alias("value"), known.isNull().alias("assumed"))
 
     def series(name: str) -> Column:
-        on_grid = (F.lit(None).cast("array<double>"), F.col(f"grid_{name}")) if name in layout.grids else _list(F.col(f"list_{name}"), start)
+        on_grid = (F.lit(None).cast("array<double>"), F.col(f"grid_{name}.values")) if name in layout.grids else _list(F.col(f"list_{name}"), start)
         return F.struct(F.lit(name).alias("signal"), on_grid[0].alias("minutes"), on_grid[1].alias("values"))
 
-    present = [F.size(F.array_remove(F.col(f"grid_{s}"), _nan())) for s in layout.grids]
+    present = [F.col(f"grid_{s}.filled") for s in layout.grids]
     present += [F.coalesce(F.size(f"list_{s}"), F.lit(0)) for s in layout.lists]
     packed = rows.select(
         "patient_id",
@@ -279,7 +252,7 @@ def pack(observations: DataFrame, exposures: DataFrame, patients: DataFrame, lay
         F.array(*[_input(a, F.coalesce(F.col(a), F.array()), start, minutes) for a in layout.agents]).cast(INPUTS.simpleString()).alias("inputs"),
         F.array(*[covariate(name) for name in layout.covariates]).cast(COVARIATES.simpleString()).alias("covariates"),
         reduce(lambda a, b: a + b, present).alias("filled"),
-        (_worn(F.col(f"grid_{layout.grids[0]}"), step) if layout.grids else F.lit(None).cast("int")).alias("worn"),
+        (F.col(f"grid_{layout.grids[0]}.worn") if layout.grids else F.lit(None).cast("int")).alias("worn"),
         F.col("first").isNull().alias("no_records"),
     )
     slots = F.col("minutes") / step
@@ -298,11 +271,6 @@ def pack(observations: DataFrame, exposures: DataFrame, patients: DataFrame, lay
     packed = packed.withColumns({"wear_fraction": wear, "reason": reason, "content_hash": digest})
     packed = packed.withColumn("status", F.when(F.col("reason").isNull(), "ready").otherwise("insufficient_data"))
     return TIMELINES.conform(packed.drop("filled", "worn", "no_records"))
-
-
-def _worn(grid: Column, step: int) -> Column:
-    """Slots that the sensor was worn: filled slots times their usual spacing."""
-    return F.size(F.array_remove(grid, _nan())) * _spacing(grid, step)
 
 
 def _of_patient(name: str) -> Column:
