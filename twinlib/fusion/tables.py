@@ -88,7 +88,9 @@ def _applies(code: str, e: Entry) -> bool:
     return code != "unparsable_offset" or e.meaning.clock.offset_column is not None
 
 
-def quarantined(refused: pa.Table, verdicts: Verdicts, entries: Sequence[Entry], expected: Mapping[tuple[int, str], str]) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
+def quarantined(
+    refused: pa.Table, verdicts: Verdicts, entries: Sequence[Entry], expected: Mapping[tuple[int, str], str]
+) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
     """QUARANTINE of refused records (reading.REFUSED), which other records may give a reason that comes before their own; and their counts."""
     verdict, _ = verdicts.on(refused)
     entry = refused["entry"].combine_chunks().to_numpy()
