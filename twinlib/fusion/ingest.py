@@ -6,15 +6,14 @@ Spark moves blobs of judged records, a handful per task, and never sees a record
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyspark import StorageLevel, TaskContext
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -218,20 +217,16 @@ class _Maker:
             columns["survey"] = ["entry", "patient_id"]
 
         def rows(found: dict[str, pa.Table]) -> Iterator[tuple[pa.Table, Counts]]:
-            sound = {k: t if k.startswith("stored") or k == "survey" else verdicts.applied(t) for k, t in found.items()}
-            if target == "observation":
-                for k in ("exposure", "stored_exposure"):
-                    if k in sound:
-                        sound[k] = sound[k].filter(pc.is_in(sound[k]["entry"], value_set=pa.array(list(finisher.doses), pa.int32())))
-                if sound:
-                    for done in finisher(blobs.joined(list(sound.values()))):
-                        kept = done["kept"].to_numpy()
-                        yield done.filter(done["kept"]).drop_columns(["entry", "kept"]), tables.counts_of(done["entry"].to_numpy(), kept)
-            elif target == "patient":
-                if "survey" in sound:
-                    yield tables.people(sound["survey"], sound.get("patient"), entries)
+            seen = found.pop("survey", None)
+            sound = [t if kind.startswith("stored") else verdicts.applied(t) for kind, t in found.items()]
+            if seen is not None:
+                yield tables.people(seen, *(sound or [None]), entries)
+            elif sound and target == "observation":
+                for done in finisher(blobs.joined(sound)):
+                    chosen = done.filter(done["kept"]).drop_columns(["entry", "kept"])
+                    yield chosen, tables.counts_of(done["entry"].to_numpy(), done["kept"].to_numpy())
             elif sound:
-                yield tables.lasting(blobs.joined(list(sound.values())), table, entries, again)
+                yield tables.lasting(blobs.joined(sound), table, entries, again)
 
         return self._counted(self.placed, columns, rows, f"{_ddl(table)}, {AHEAD} boolean")
 
@@ -250,10 +245,10 @@ class _Maker:
         def run(batches):
             for batch in batches:
                 for task in batch.column(0).to_pylist():
-                    total: Counts = {}
+                    total = Counter()
                     for table in refused_later(tasks[task], how, verdicts, canonical):
                         done, counts = tables.quarantined(table, verdicts, entries, expected)
-                        total = _plus(total, counts)
+                        total.update(counts)
                         yield from done.to_batches()
                     accumulator.add({("later", task): total})
 
@@ -264,17 +259,19 @@ class _Maker:
         accumulator = self.spark.sparkContext.accumulator({}, ByPart())
 
         def run(batches):
-            total: Counts = {}
-            for table, counts in rows(blobs.gathered(batches, columns)):
-                total = _plus(total, counts)
+            total, seen = Counter(), set()
+
+            def noted():
+                for batch in batches:
+                    seen.update(batch.column(1).to_pylist())
+                    yield batch
+
+            for table, counts in rows(blobs.gathered(noted(), columns)):
+                total.update(counts)
                 yield from table.to_batches()
-            accumulator.add({TaskContext.get().partitionId(): total})
+            accumulator.add({tuple(seen): total})  # of one bucket
 
         return Counted(_only(placed, *columns).mapInArrow(run, schema), accumulator)
-
-
-def _plus(a: Counts, b: Counts) -> Counts:
-    return a | {e: tuple(np.add(a.get(e, (0, 0)), c).tolist()) for e, c in b.items()}
 
 
 def _ddl(table: Table) -> str:

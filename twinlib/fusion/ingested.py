@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +19,7 @@ from twinlib.tables.ordered import AHEAD
 from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
 
 TARGETS = {"patient": PATIENTS, "observation": OBSERVATIONS, "exposure": EXPOSURES, "event": EVENTS}
-Counts = dict[int, tuple[int, int]]  # kept, dropped by number of entry
+Counts = Counter[tuple[int, str]]  # by number of entry, and "kept" or "dropped"
 
 
 class ByPart(AccumulatorParam):
@@ -44,12 +45,7 @@ class Counted:
         if not self.computed:
             self.frame.count()
             self.computed = True
-        total: Counts = {}
-        for part in self.accumulator.value.values():
-            for entry, (kept, dropped) in part.items():
-                before = total.get(entry, (0, 0))
-                total[entry] = (before[0] + kept, before[1] + dropped)
-        return total
+        return sum(self.accumulator.value.values(), Counter())
 
 
 @dataclass
@@ -121,11 +117,11 @@ class Ingested:
     def rows(self, target: str) -> list[dict]:
         """What INGEST_COUNTS has of the entries of one target, a row for each."""
         refused = self.counted["quarantine"].counts()
-        kept = self.counted[target].counts() if target in self.counted else {}
+        found = self.counted[target].counts() if target in self.counted else Counter()
         return [
             {
-                "source": e.meaning.source, **self.read[e.number], "accepted": kept.get(e.number, (0, 0))[0], "duplicates": kept.get(e.number, (0, 0))[1],
-                "quarantined": refused.get(e.number, (0, 0))[0],
+                "source": e.meaning.source, **self.read[e.number], "accepted": found[e.number, "kept"], "duplicates": found[e.number, "dropped"],
+                "quarantined": refused[e.number, "kept"],
             }
             for e in self.entries if e.meaning.target == target
         ]  # fmt: skip
