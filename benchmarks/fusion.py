@@ -65,17 +65,11 @@ def by_spark(root: Path, out: Path, rows: int) -> dict:
                   "spark.sql.shuffle.partitions": buckets(rows)},
     }))  # fmt: skip
     night = Night(Plan.of(run))
-    pid = night.spark._jvm.java.lang.ProcessHandle.current().pid()
-
-    def cpu() -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    began, used = time.perf_counter(), cpu()
+    began, used = time.perf_counter(), machine.tree_cpu_seconds()
     night.ingest()
     ingested = time.perf_counter() - began
     night.fuse()
-    seconds, used = time.perf_counter() - began, cpu() - used
+    seconds, used = time.perf_counter() - began, machine.tree_cpu_seconds() - used
     counts = {r.source: [r.rows_read, r.accepted, r.duplicates, r.quarantined] for r in night.storage.read(schemas.INGEST_COUNTS).collect() if r.rows_read}
     night.spark.stop()
     with duckdb.connect() as db:

@@ -19,7 +19,8 @@ from pyspark.sql import functions as F
 
 from twinlib import sources
 from twinlib.config import RunConfig
-from twinlib.fusion.ingest import Ingested, ingest
+from twinlib.fusion.ingest import ingest
+from twinlib.fusion.ingested import Ingested
 from twinlib.session import session
 
 REPO = Path(__file__).resolve().parents[1]

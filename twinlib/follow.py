@@ -26,7 +26,8 @@ from twinlib import sources
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError
 from twinlib.fusion.entries import interpret
-from twinlib.fusion.ingest import Ingested, fuse
+from twinlib.fusion.ingest import fuse
+from twinlib.fusion.ingested import Ingested
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.sources.files import uri
 from twinlib.sources.mapped import MappedSource

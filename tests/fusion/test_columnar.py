@@ -103,6 +103,22 @@ def test_parts_of_files_give_the_same(spark, tmp_path, typed, monkeypatch):
     assert sorted(map(repr, in_parts["records"])) == sorted(map(repr, typed["records"]))
 
 
+def test_every_damaged_part_of_a_file_is_one_refusal(spark, tmp_path, monkeypatch):
+    config = written(tmp_path / "raw", "parquet", row_group_size=20, compression="none", use_dictionary=False)
+    file = tmp_path / "raw" / "cgm" / "a.parquet"
+    footer, damaged = pq.read_metadata(file), bytearray(file.read_bytes())
+    for group in (1, 2):
+        at = footer.row_group(group).column(0).data_page_offset
+        damaged[at : at + 8] = b"\xff" * 8
+    file.write_bytes(bytes(damaged))
+    monkeypatch.setattr(mapped, "TASK_BYTES", 1000)
+    got = ingest(spark, config, KEY)
+    rows = [(r.line, r.part, r.reason) for r in got.quarantine.where("file = 'cgm/a.parquet' AND line IS NULL").collect()]
+    assert sorted(rows, key=str) == [(None, 1, "unreadable_file"), (None, 2, "unreadable_file")]
+    assert counts(got)["clinic.cgm"][0] == 20 + 5 + 20 + 3 and {r.files for r in got.counts.where("source = 'clinic.cgm'").collect()} == {3}
+    got.release()
+
+
 def test_reasons_and_records(typed):
     reasons = typed["reasons"]
     assert reasons["cgm/a", 4] == "missing_value" and reasons["cgm/a", 5] == "unparsable_value"

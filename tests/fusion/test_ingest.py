@@ -15,7 +15,8 @@ from tests.sources import mapping_file
 from twinlib import sources
 from twinlib.config import RunConfig
 from twinlib.errors import ConfigError, DataError
-from twinlib.fusion.ingest import check_conservation, ingest
+from twinlib.fusion.ingest import ingest
+from twinlib.fusion.ingested import check_conservation
 from twinlib.sources.pseudonym import pseudonym
 
 REPO = Path(__file__).resolve().parents[2]

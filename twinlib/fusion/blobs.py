@@ -53,8 +53,8 @@ class Packer:
     def _packed(self, kind: str) -> pa.RecordBatch:
         tables = self._held.pop(kind)
         self._bytes.pop(kind)
-        blobs = [(bucket, pack(part)) for bucket, part in split(joined(tables), self.buckets)]
-        return pa.RecordBatch.from_arrays([pa.array([kind] * len(blobs)), pa.array([b for b, _ in blobs], pa.int32()), pa.array([r for _, r in blobs], pa.binary())], schema=_ARROW)
+        rows = [{"kind": kind, "bucket": bucket, "rows": pack(part)} for bucket, part in split(joined(tables), self.buckets)]
+        return pa.RecordBatch.from_pylist(rows, _ARROW)
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:

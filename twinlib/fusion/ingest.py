@@ -6,25 +6,25 @@ Spark moves blobs of judged records, a handful per task, and never sees a record
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, partial, reduce
+from functools import reduce
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyspark import Accumulator, AccumulatorParam, StorageLevel, TaskContext
+from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from twinlib.config import IdentityConfig, RunConfig
-from twinlib.errors import ConfigError, DataError
+from twinlib.errors import ConfigError
 from twinlib.fusion import blobs, survey, tables
 from twinlib.fusion.arrays import decoded
 from twinlib.fusion.clock_jumps import Jump
 from twinlib.fusion.entries import Entry, interpret
 from twinlib.fusion.identity import claims, identities, relatives, resolve
+from twinlib.fusion.ingested import TARGETS, ByPart, Counted, Counts, Ingested
 from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, placed_anew, read, refused_later, stored_records
 from twinlib.fusion.readings import RECORD, Finisher
 from twinlib.fusion.verdicts import AMOUNTS, SERIES, Judges, Verdicts
@@ -34,126 +34,10 @@ from twinlib.sources.forgotten import tombstone
 from twinlib.sources.records import Job, Source
 from twinlib.tables.contracts import Table
 from twinlib.tables.ordered import AHEAD
-from twinlib.tables.schemas import EVENTS, EXPOSURES, IDENTITIES, INGEST_COUNTS, OBSERVATIONS, PATIENTS, QUARANTINE
+from twinlib.tables.schemas import EXPOSURES, OBSERVATIONS, QUARANTINE
 
-TARGETS = {"patient": PATIENTS, "observation": OBSERVATIONS, "exposure": EXPOSURES, "event": EVENTS}
 KEPT = {"observation": OBSERVATIONS, "exposure": EXPOSURES}  # what stored records are read again of
 _SURVEY = "entry int, source string, patient_id string, file string, files bigint, ignored bigint, rows bigint"
-Counts = dict[int, tuple[int, int]]  # kept, dropped by number of entry
-
-
-class _ByPart(AccumulatorParam):
-    """Counts by part of a frame: a task that runs twice counts once."""
-
-    def zero(self, value: dict) -> dict:
-        return {}
-
-    def addInPlace(self, value1: dict, value2: dict) -> dict:  # noqa: N802  (Spark's name)
-        return value1 | value2
-
-
-@dataclass
-class Counted:
-    """A frame whose records are counted by entry where it is computed."""
-
-    frame: DataFrame
-    accumulator: Accumulator
-    computed: bool = False  # `frame` has been computed as a whole
-
-    def counts(self) -> Counts:
-        """What has not been counted so far is counted now."""
-        if not self.computed:
-            self.frame.count()
-            self.computed = True
-        total: Counts = {}
-        for part in self.accumulator.value.values():
-            for entry, (kept, dropped) in part.items():
-                before = total.get(entry, (0, 0))
-                total[entry] = (before[0] + kept, before[1] + dropped)
-        return total
-
-
-@dataclass
-class Ingested:
-    """Frames that conform to PATIENTS, OBSERVATIONS, EXPOSURES, EVENTS, IDENTITIES, QUARANTINE; `release` when they are written.
-
-    Each frame can be computed on its own. Their records are counted on the way (`counted`, by target and for quarantine). `survey` has files,
-    ignored and rows by entry, patient and file; `read` files, rows_ignored and rows_read by number of entry.
-    """
-
-    counted: dict[str, Counted]
-    identities: DataFrame
-    survey: DataFrame
-    read: dict[int, dict[str, int]]
-    spark: SparkSession
-    entries: Sequence[Entry]
-    cached: tuple[DataFrame, ...]
-
-    def frames(self) -> Iterator[tuple[Table, DataFrame, Callable[[], None]]]:
-        """Tables in the order in which they are to be written, each with a check to call when its frame has just been computed.
-
-        A check raises DataError where the records of the table's sources do not add up.
-        """
-
-        def check(target: str) -> None:
-            self.counted[target].computed = True
-            if target != "quarantine":
-                check_conservation(self.rows(target))
-
-        for target in ("quarantine", "observation", "exposure", "event", "patient"):
-            yield TARGETS.get(target, QUARANTINE), self.counted[target].frame, partial(check, target)
-        yield IDENTITIES, self.identities, lambda: None
-
-    def _table(self, target: str) -> DataFrame:
-        return TARGETS[target].conform(self.counted[target].frame.drop(AHEAD))
-
-    @property
-    def patients(self) -> DataFrame:
-        return self._table("patient")
-
-    @property
-    def observations(self) -> DataFrame:
-        return self._table("observation")
-
-    @property
-    def exposures(self) -> DataFrame:
-        return self._table("exposure")
-
-    @property
-    def events(self) -> DataFrame:
-        return self._table("event")
-
-    @property
-    def quarantine(self) -> DataFrame:
-        return self.counted["quarantine"].frame
-
-    @cached_property
-    def counts(self) -> DataFrame:
-        """INGEST_COUNTS. Raises DataError where records were lost."""
-        rows = by_source(row for target in ("patient", "observation", "exposure", "event", "none") for row in self.rows(target))
-        check_conservation(rows)
-        return INGEST_COUNTS.conform(self.spark.createDataFrame(pa.Table.from_pylist(rows)))
-
-    def landed(self) -> DataFrame:
-        """source, file, files (1 where the file is counted under this source), rows_ignored, rows_read."""
-        sums = [F.sum(n).alias(m) for n, m in (("files", "files"), ("ignored", "rows_ignored"), ("rows", "rows_read"))]
-        return self.survey.groupBy("source", "file").agg(*sums)
-
-    def rows(self, target: str) -> list[dict]:
-        """What INGEST_COUNTS has of the entries of one target, a row for each."""
-        refused = self.counted["quarantine"].counts()
-        kept = self.counted[target].counts() if target in self.counted else {}
-        return [
-            {
-                "source": e.meaning.source, **self.read[e.number], "accepted": kept.get(e.number, (0, 0))[0], "duplicates": kept.get(e.number, (0, 0))[1],
-                "quarantined": refused.get(e.number, (0, 0))[0],
-            }
-            for e in self.entries if e.meaning.target == target
-        ]  # fmt: skip
-
-    def release(self) -> None:
-        for df in self.cached:
-            df.unpersist()
 
 
 def ingest(spark: SparkSession, config: RunConfig, key: bytes, tombstones: frozenset[str] = frozenset()) -> Ingested:
@@ -333,20 +217,16 @@ class _Maker:
             columns["survey"] = ["entry", "patient_id"]
 
         def rows(found: dict[str, pa.Table]) -> Iterator[tuple[pa.Table, Counts]]:
-            sound = {k: t if k.startswith("stored") or k == "survey" else verdicts.applied(t) for k, t in found.items()}
-            if target == "observation":
-                for k in ("exposure", "stored_exposure"):
-                    if k in sound:
-                        sound[k] = sound[k].filter(pc.is_in(sound[k]["entry"], value_set=pa.array(list(finisher.doses), pa.int32())))
-                if sound:
-                    for done in finisher(blobs.joined(list(sound.values()))):
-                        kept = done["kept"].to_numpy()
-                        yield done.filter(done["kept"]).drop_columns(["entry", "kept"]), tables.counts_of(done["entry"].to_numpy(), kept)
-            elif target == "patient":
-                if "survey" in sound:
-                    yield tables.people(sound["survey"], sound.get("patient"), entries)
+            seen = found.pop("survey", None)
+            sound = [t if kind.startswith("stored") else verdicts.applied(t) for kind, t in found.items()]
+            if seen is not None:
+                yield tables.people(seen, *(sound or [None]), entries)
+            elif sound and target == "observation":
+                for done in finisher(blobs.joined(sound)):
+                    chosen = done.filter(done["kept"]).drop_columns(["entry", "kept"])
+                    yield chosen, tables.counts_of(done["entry"].to_numpy(), done["kept"].to_numpy())
             elif sound:
-                yield tables.lasting(blobs.joined(list(sound.values())), table, entries, again)
+                yield tables.lasting(blobs.joined(sound), table, entries, again)
 
         return self._counted(self.placed, columns, rows, f"{_ddl(table)}, {AHEAD} boolean")
 
@@ -365,10 +245,10 @@ class _Maker:
         def run(batches):
             for batch in batches:
                 for task in batch.column(0).to_pylist():
-                    total: Counts = {}
+                    total = Counter()
                     for table in refused_later(tasks[task], how, verdicts, canonical):
                         done, counts = tables.quarantined(table, verdicts, entries, expected)
-                        total = _plus(total, counts)
+                        total.update(counts)
                         yield from done.to_batches()
                     accumulator.add({("later", task): total})
 
@@ -376,40 +256,23 @@ class _Maker:
         return Counted(refused.frame.unionByName(again), accumulator)
 
     def _counted(self, placed: DataFrame, columns: Mapping[str, Sequence[str] | None], rows: Callable, schema: str) -> Counted:
-        accumulator = self.spark.sparkContext.accumulator({}, _ByPart())
+        accumulator = self.spark.sparkContext.accumulator({}, ByPart())
 
         def run(batches):
-            total: Counts = {}
-            for table, counts in rows(blobs.gathered(batches, columns)):
-                total = _plus(total, counts)
+            total, seen = Counter(), set()
+
+            def noted():
+                for batch in batches:
+                    seen.update(batch.column(1).to_pylist())
+                    yield batch
+
+            for table, counts in rows(blobs.gathered(noted(), columns)):
+                total.update(counts)
                 yield from table.to_batches()
-            accumulator.add({TaskContext.get().partitionId(): total})
+            accumulator.add({tuple(seen): total})  # of one bucket
 
         return Counted(_only(placed, *columns).mapInArrow(run, schema), accumulator)
 
 
-def _plus(a: Counts, b: Counts) -> Counts:
-    return a | {e: tuple(np.add(a.get(e, (0, 0)), c).tolist()) for e, c in b.items()}
-
-
 def _ddl(table: Table) -> str:
     return ", ".join(f"`{c.name}` {c.type.simpleString()}" for c in table.columns)
-
-
-def by_source(rows: Iterable[dict]) -> list[dict]:
-    """Rows of INGEST_COUNTS: those of entries that are counted under one source name added up; files are the same for each."""
-    result: dict[str, dict] = {}
-    for row in rows:
-        total = result.setdefault(row["source"], {n: v if n in ("source", "files") else 0 for n, v in row.items()})
-        total |= {n: total[n] + v for n, v in row.items() if n not in ("source", "files")}
-    return list(result.values())
-
-
-def check_conservation(counts: Iterable[dict]) -> None:
-    """Raises DataError where the records of an entry do not add up."""
-    for c in counts:
-        if c["rows_read"] != c["accepted"] + c["duplicates"] + c["quarantined"]:
-            raise DataError(
-                f"{c['source']}: records were lost: {c['rows_read']} read, {c['accepted']} accepted, "
-                f"{c['duplicates']} duplicates, {c['quarantined']} quarantined"
-            )

@@ -21,10 +21,9 @@ from twinlib.fusion.verdicts import Verdicts
 from twinlib.sources.forgotten import PSEUDONYM, tombstone
 from twinlib.sources.records import TASK_BYTES, Job, Piece, Tally
 
-TARGETS = ("observation", "exposure", "event", "patient")
-_FOR_REFUSED = ("reason", "detail")
-SOUND = pa.schema([f for f in JUDGED if f.name not in (*_FOR_REFUSED, "worded", "identifiers")])  # kinds of TARGETS
-REFUSED = pa.schema([f for f in JUDGED if f.name in ("entry", "file", "line", "part", "patient_id", "unit", *_FOR_REFUSED)]).append(pa.field("record", pa.string()))
+SOUND = pa.schema([f for f in JUDGED if f.name not in ("reason", "detail", "worded", "identifiers")])  # kinds of blobs by target
+_PLACE = ("entry", "file", "line", "part", "patient_id", "unit", "reason", "detail")
+REFUSED = pa.schema([*(JUDGED.field(n) for n in _PLACE), ("record", pa.string())])
 CLAIMS = pa.schema([JUDGED.field(n) for n in ("entry", "patient_id", "identifiers")])
 
 

@@ -44,12 +44,14 @@ class Finisher:
         return {e.number: e.meaning.name for e in self.entries if e.meaning.target == "exposure" and e.meaning.name in rise and e.meaning.kind == "dose"}
 
     def __call__(self, sound: pa.Table) -> Iterator[pa.Table]:
-        """OBSERVATIONS with entry, kept and AHEAD of all records (judge.JUDGED, signals and `doses`) of some patients, in the order in which they
-        are stored. Where records contradict each other (see `duplicates`), the first is kept: in order of source, corrected ones first, then of
+        """OBSERVATIONS with entry, kept and AHEAD of all records (judge.JUDGED) of some patients' signals, in the order in which they are stored;
+        other records than those and `doses` are left out. Where records contradict each other (see `duplicates`), the first is kept: in order of source, corrected ones first, then of
         entry, file and line."""
         names = {e.number: (e.meaning.name, e.meaning.source) for e in self.measured}
         order = list(dict.fromkeys(e.meaning.source for e in self.measured))
         ordered, doses = Ordered(OBSERVATIONS.key), self.doses
+        looked_at = np.isin(sound["entry"].to_numpy(), [*names, *doses])
+        sound = sound if looked_at.all() else sound.filter(pa.array(looked_at))
         place, patient = self._placed(sound)
         if not len(place):
             return

@@ -30,7 +30,7 @@ def schema(k: int) -> pa.Schema:
 
 
 def counted(judged: pa.Table, entry: Entry, k: int) -> pa.Table:
-    """The counts (`schema(k)`) of judged records of one entry and file."""
+    """The counts (`schema(k)`) of judged records, at least one, of one entry and file."""
     (patient, ids), (unit, texts) = codes(judged["patient_id"]), codes(judged["unit"])
     groups, group = np.unique((patient.astype(np.int64) + 1) * max(len(texts), 1) + unit, return_inverse=True)
     value = np.where(judged["worded"].combine_chunks().to_numpy(zero_copy_only=False), np.nan, numbers(judged["value"]))
@@ -47,7 +47,7 @@ def counted(judged: pa.Table, entry: Entry, k: int) -> pa.Table:
     who, which = np.divmod(groups, max(len(texts), 1))
     n, kind = len(groups), schema(k)
     columns = {
-        "entry": pa.array(np.full(n, entry.number, np.int32)), "file": judged["file"].combine_chunks().slice(0, 0) if not n else constant(judged["file"][0].as_py(), n),
+        "entry": pa.array(np.full(n, entry.number, np.int32)), "file": constant(judged["file"][0].as_py(), n),
         "patient_id": coded(pa.array([*ids, None], pa.string()).take(pa.array(who - 1, mask=who == 0))),
         "unit": coded(pa.array(texts, pa.string()).take(pa.array(which))), **{name: pa.array(s) for name, s in sums.items()},
     }  # fmt: skip

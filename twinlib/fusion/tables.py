@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -20,14 +21,16 @@ from twinlib.tables.schemas import EVENTS, EXPOSURES, PATIENTS
 FLAGS_OF_CHOICE = ("conflict", "same_instant")  # of what was dropped at an instant
 
 
-def counts_of(entry: np.ndarray, kept: np.ndarray) -> dict[int, tuple[int, int]]:
-    """(kept, dropped) by number of entry."""
-    size = int(entry.max(initial=0)) + 1
-    both = np.stack([np.bincount(entry[kept], minlength=size), np.bincount(entry[~kept], minlength=size)], axis=1)
-    return {k: (int(both[k, 0]), int(both[k, 1])) for k in np.flatnonzero(both.sum(axis=1)).tolist()}
+def counts_of(entry: np.ndarray, kept: np.ndarray) -> Counter[tuple[int, str]]:
+    """How many are kept and dropped, by number of entry."""
+    found: Counter[tuple[int, str]] = Counter()
+    for word, some in (("kept", entry[kept]), ("dropped", entry[~kept])):
+        different, counts = np.unique(some, return_counts=True)
+        found.update({(k, word): n for k, n in zip(different.tolist(), counts.tolist())})
+    return found
 
 
-def lasting(sound: pa.Table, table: Table, entries: Sequence[Entry], again: bool = False) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
+def lasting(sound: pa.Table, table: Table, entries: Sequence[Entry], again: bool = False) -> tuple[pa.Table, Counter[tuple[int, str]]]:
     """EXPOSURES or EVENTS, with AHEAD, of sound records (judge.JUDGED) of whole patients; and what was kept and dropped."""
     target = {EXPOSURES.name: "exposure", EVENTS.name: "event"}[table.name]
     order, kept, flags = settled(sound, target, entries, again)
@@ -48,7 +51,7 @@ def _named(entries: Sequence[Entry], entry: np.ndarray, of: Callable[[Entry], st
     return pa.array([of(e) for e in entries], pa.string()).take(pa.array(entry))
 
 
-def people(survey: pa.Table, stated: pa.Table | None, entries: Sequence[Entry]) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
+def people(survey: pa.Table, stated: pa.Table | None, entries: Sequence[Entry]) -> tuple[pa.Table, Counter[tuple[int, str]]]:
     """PATIENTS, with AHEAD, of everybody whose records were seen, refused ones included; attributes from the first record that states them.
 
     survey: (patient_id, entry) of all records; stated: sound records (judge.JUDGED) of attributes.
@@ -61,7 +64,7 @@ def people(survey: pa.Table, stated: pa.Table | None, entries: Sequence[Entry]) 
     seen: dict[str, list[str]] = {}
     for who, source in zip(*np.divmod(pairs, len(sources))):
         seen.setdefault(ids[who], []).append(sources[source])
-    sex, birth, counts = {}, {}, {}
+    sex, birth, counts = {}, {}, Counter()
     if stated is not None:
         order, kept, _ = settled(stated, "patient", entries)
         counts = counts_of(stated["entry"].combine_chunks().to_numpy()[order], kept)
@@ -88,7 +91,9 @@ def _applies(code: str, e: Entry) -> bool:
     return code != "unparsable_offset" or e.meaning.clock.offset_column is not None
 
 
-def quarantined(refused: pa.Table, verdicts: Verdicts, entries: Sequence[Entry], expected: Mapping[tuple[int, str], str]) -> tuple[pa.Table, dict[int, tuple[int, int]]]:
+def quarantined(
+    refused: pa.Table, verdicts: Verdicts, entries: Sequence[Entry], expected: Mapping[tuple[int, str], str]
+) -> tuple[pa.Table, Counter[tuple[int, str]]]:
     """QUARANTINE of refused records (reading.REFUSED), which other records may give a reason that comes before their own; and their counts."""
     verdict, _ = verdicts.on(refused)
     entry = refused["entry"].combine_chunks().to_numpy()

@@ -91,8 +91,9 @@ def _moved(sound: pa.Table, minutes: np.ndarray) -> pa.Table:
         "utc_offset_minutes": pa.array(offset.fill_null(0).to_numpy() - minutes, mask=offset.is_null().to_numpy(zero_copy_only=False)),
     }  # fmt: skip
     for name, values in changed.items():
-        place = sound.schema.get_field_index(name)
-        sound = sound.set_column(place, sound.schema.field(place), (values if isinstance(values, pa.Array) else pa.array(values)).cast(sound.schema.field(place).type))
+        kind = sound.schema.field(name)
+        column = values if isinstance(values, pa.Array) else pa.array(values)
+        sound = sound.set_column(sound.schema.get_field_index(name), kind, column.cast(kind.type))
     return sound
 
 

@@ -232,17 +232,17 @@ def extract(layout: Layout, file: File, system, key: bytes, namespace: str, row_
                         yield _select(layout, number, entry, block, chosen, ids, shown, raw_id, known, odd, key, namespace)
                 ignored += int((~wanted).sum())
     except Unreadable as e:
-        yield faults(layout.own, shown, known, [(None, e.code, e.detail, "{}")])
+        yield faults(layout.own, shown, known, [(None, e.code, e.detail, "{}")], row_groups[0] if row_groups else 0)
     yield Tally(layout.own, shown, ignored, int(not row_groups or row_groups[0] == 0))
 
 
-def faults(entry: int, file: str, patient: str | None, rows: Sequence[tuple[int | None, str, str, str]]) -> Piece:
-    """Rows that cannot be read: line, reason, expectation, text."""
+def faults(entry: int, file: str, patient: str | None, rows: Sequence[tuple[int | None, str, str, str]], part: int = 0) -> Piece:
+    """Rows that cannot be read: line, reason, expectation, text. part: tells the parts of a file that is read in several from the first one."""
     lines, codes, details, texts = zip(*rows)
     record = pa.array(texts, pa.string())
     columns = {
         "line": pa.array(lines, pa.int64()), "fault": pa.array(codes, pa.string()), "detail": pa.array(details, pa.string()),
-        "patient_id": constant(patient, len(rows)),
+        "patient_id": constant(patient, len(rows)), "part": pa.array([part or None] * len(rows), pa.int32()),
     }  # fmt: skip
     return Piece(entry, file, columns, lambda places: record.take(pa.array(places)))
 

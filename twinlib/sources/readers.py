@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,8 +29,8 @@ from twinlib.sources.xml_elements import elements
 def read(
     group: FileGroup, stream: BinaryIO, wanted: set[str], required: set[str], row_groups: tuple[int, ...] | None = None
 ) -> Iterator[Block]:
-    """Blocks of a file, or of some row groups of a Parquet file. JSON gives the wanted columns, the other formats all of the file; a wanted column that the file
-    lacks is null. Raises Unreadable where a required column lacks or the file is broken, also after some blocks.
+    """Blocks of a file, or of some row groups of a Parquet file. JSON gives the wanted columns, the other formats all of the file; a wanted
+    column that the file lacks is null. Raises Unreadable where a required column lacks or the file is broken, also after some blocks.
     """
     try:
         if group.format == "json":
