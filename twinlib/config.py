@@ -129,7 +129,7 @@ class FitConfig(Strict):
     starts: Annotated[int, Field(ge=1, le=64)] = 1  # of every fit, for models with several modes; those that fail get more anyway
     importance_draws: Annotated[int, Field(ge=40, le=65536)] = 512  # in four equal stages
     draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
-    moves: Annotated[int, Field(ge=0, le=10000)] = 0  # Metropolis steps that set the kept draws apart, for models with many parameters
+    moves: Annotated[int, Field(ge=0, le=10000)] = 0  # steps that set the kept draws apart, for models with many parameters
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
 

@@ -64,7 +64,7 @@ def covariance(hessian: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, error_model="numpy")
-def _squared_distance(root, off, out):
+def squared_distance(root, off, out):
     """|root^-1 off|^2 for lower triangular roots (rows, p, p) and offsets (rows, count, p)."""
     n, count, p = off.shape
     z = np.empty(p)
@@ -97,7 +97,7 @@ class Proposal:
     def log_density(self, draws: np.ndarray) -> np.ndarray:
         """(rows, count)."""
         distance = np.empty(draws.shape[:2])
-        _squared_distance(self.root, draws - self.centre[:, None], distance)
+        squared_distance(self.root, draws - self.centre[:, None], distance)
         return self.constant[:, None] - 0.5 * (DEGREES + draws.shape[-1]) * np.log1p(distance / DEGREES)
 
 

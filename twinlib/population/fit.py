@@ -101,7 +101,7 @@ class Fitter:
         sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
         kept = posterior.resample(sampled, keys, self.seed, self.config.draws)
         if self.config.moves:
-            kept, _ = moves.move(kernel, part, prior, kept, covariance[rows], keys, self.seed, self.config.moves)
+            kept, _ = moves.move(kernel, part, prior, kept, theta, covariance[rows], keys, self.seed, self.config.moves)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
         checks, coarse = self._check(theta, part)
         modes.status[rows[coarse]], modes.reason[rows[coarse]] = "failed", "integration_error"
