@@ -6,7 +6,6 @@ import pytest
 
 from tests.small import configured
 from tests.sources import mapping_file
-from twinlib.config import load
 from twinlib.follow import Landing
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas

@@ -12,8 +12,7 @@ from benchmarks.subjects import rows
 from tests.population.drugs import ONE
 from tests.small import configured
 from twinlib.config import LearnConfig
-from twinlib.errors import ConfigError
-from twinlib.population import learning, promotion, rivals
+from twinlib.population import learning, promotion
 from twinlib.report.population import describe
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas

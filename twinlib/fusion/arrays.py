@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -95,43 +95,34 @@ def with_flags(lists: pa.ChunkedArray, flags: Mapping[str, np.ndarray], anew: Se
 
     anew: flags that are taken away first. Lists are made once per combination that occurs.
     """
-    stood, found = codes(_joined(lists))
-    bits = np.zeros(len(stood), np.int64)
-    for k, holds in enumerate(flags.values()):
-        bits |= holds.astype(np.int64) << k
-    different, which = np.unique(stood << len(flags) | bits, return_inverse=True)
-    results = []
-    for pair in different.tolist():
-        kept = set(found[pair >> len(flags)].split()) - set(anew)
-        results.append(sorted(kept | {name for k, name in enumerate(flags) if pair >> k & 1}))
-    return pa.array(results, pa.list_(pa.string())).take(pa.array(which))
+    return _marked(_joined(lists), flags, lambda stood, more: sorted(set(stood) - set(anew) | set(more)))
 
 
 def with_words(texts: pa.ChunkedArray, flags: Mapping[str, np.ndarray], anew: Sequence[str] = ()) -> pa.Array:
     """Lists of the words of each text, without those of `anew`, and behind them the names of the `flags` (n,) that hold."""
+    return _marked(texts, flags, lambda stood, more: [word for word in stood if word not in anew] + more)
+
+
+def _marked(texts: pa.ChunkedArray, flags: Mapping[str, np.ndarray], words: Callable[[list[str], list[str]], list[str]]) -> pa.Array:
+    """`words(those of the text, flags that hold)` of each row, worked out once per combination that occurs."""
     place, found = codes(texts)
     bits = np.zeros(len(place), np.int64)
     for k, holds in enumerate(flags.values()):
         bits |= holds.astype(np.int64) << k
     different, which = np.unique(place << len(flags) | bits, return_inverse=True)
-    lists = [
-        [word for word in found[pair >> len(flags)].split() if word not in anew] + [name for k, name in enumerate(flags) if pair >> k & 1]
-        for pair in different.tolist()
-    ]
+    lists = [words(found[pair >> len(flags)].split(), [name for k, name in enumerate(flags) if pair >> k & 1]) for pair in different.tolist()]
     return pa.array(lists, pa.list_(pa.string())).take(pa.array(which))
 
 
 def has_flag(lists: pa.ChunkedArray, *names: str) -> np.ndarray:
     """(n,) bool: one of the names stands in the row's list."""
-    stood, found = codes(_joined(lists))
-    holds = np.array([not set(names).isdisjoint(text.split()) for text in found], bool)
-    return holds[stood] if len(holds) else np.zeros(0, bool)
+    return has_word(_joined(lists), *names)
 
 
-def has_word(texts: pa.ChunkedArray, word: str) -> np.ndarray:
-    """(n,) bool: the word stands in the row's text, which holds words separated by a space."""
+def has_word(texts: pa.ChunkedArray, *words: str) -> np.ndarray:
+    """(n,) bool: one of the words stands in the row's text, which holds words separated by a space."""
     place, found = codes(texts)
-    return np.array([*[word in text.split(" ") for text in found], False])[place]
+    return np.array([*[not set(words).isdisjoint(text.split()) for text in found], False])[place]
 
 
 def _joined(lists: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -65,7 +65,6 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
 def split(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
     """The rows of each bucket that has any."""
     patient = table["patient_id"].combine_chunks()
-    patient = patient if isinstance(patient, pa.DictionaryArray) else patient.chunk(0)
     places = buckets_of([*patient.dictionary.to_pylist(), None], buckets)
     bucket = places[patient.indices.fill_null(len(patient.dictionary)).to_numpy(zero_copy_only=False)]
     order = np.argsort(bucket, kind="stable")
@@ -79,7 +78,6 @@ def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not pa.types.is_dictionary(column.type):
         return column
     array = column.combine_chunks()
-    array = array if isinstance(array, pa.DictionaryArray) else array.chunk(0)
     codes, there = array.indices.fill_null(0).to_numpy(zero_copy_only=False), array.indices.is_valid()
     used = np.zeros(len(array.dictionary) + 1, bool)
     used[codes[there.to_numpy(zero_copy_only=False)]] = True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +21,7 @@ from twinlib.fusion.zones import zone
 from twinlib.sources.mapping import Clock
 
 NOTHING = np.iinfo(np.int64).min
+LARGEST_OFFSET = 18 * 60  # minutes between local time and UTC that are believed
 AGREEMENT = 0.95  # share of the telltale rows of a file that must agree on the order of day and month
 _SECOND = 1_000_000
 _EPOCHS = {"epoch_s": 1e6, "epoch_ms": 1e3}  # microseconds
@@ -30,6 +32,11 @@ _ISO = (
     r"(?:\s?(?P<X>Z|[+-]\d{2}:?\d{2}))?$"
 )
 _ZONES = {1: r"Z|[+-]\d{2}(?:\d{2})?", 2: r"Z|[+-]\d{4}", 3: r"Z|[+-]\d{2}:\d{2}"}
+
+
+def micros_of(instant: datetime) -> int:
+    """Microseconds since 1970; without a zone it is UTC."""
+    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * _SECOND)
 
 
 @dataclass(frozen=True)
@@ -155,7 +162,7 @@ def _ahead(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         sign, digits = t[:1], re.sub(r"\D", "", t)
         hours, rest = int(digits[:2] or 0), int(digits[2:] or 0)
         minutes.append(np.nan if not t else (-1 if sign == "-" else 1) * (60 * hours + rest))
-        known.append(rest < 60 and 60 * hours + rest <= 18 * 60)
+        known.append(rest < 60 and 60 * hours + rest <= LARGEST_OFFSET)
     at = coded.indices.to_numpy(zero_copy_only=False)
     return np.array([*minutes, 0.0])[at], np.array([*known, True])[at]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from twinlib.fusion.units import Converter, converter
 from twinlib.fusion.vocabulary import Affine, Agent, Quantity, Range, Vocabulary
 from twinlib.sources.records import Meaning, Source
@@ -62,3 +64,9 @@ def _with_units(entry: Entry, quantity: Quantity, vocabulary: Vocabulary) -> Ent
     alternatives = tuple(dict.fromkeys(convert.of(u, m.where) for u in convert.units))
     return replace(entry, canonical=convert.canonical, units=tuple(units.items()), alternatives=alternatives)
 
+
+def affine(entry: Entry, texts: Sequence[str]) -> np.ndarray:
+    """(2, n + 1) factor and shift of the units named by `texts` (canonical = factor * value + shift), NaN where a unit is unknown; the last column
+    is that of no unit."""
+    known = {text: (a.factor, a.offset) for text, a in entry.units}
+    return np.array([known.get(t, (np.nan, np.nan)) for t in [*texts, None]]).T

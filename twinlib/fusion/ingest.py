@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import reduce
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from twinlib.errors import ConfigError
 from twinlib.fusion import blobs, survey, tables
 from twinlib.fusion.arrays import decoded
 from twinlib.fusion.clock_jumps import Jump
+from twinlib.fusion.clocks import micros_of
 from twinlib.fusion.entries import Entry, interpret
 from twinlib.fusion.identity import claims, identities, relatives, resolve
 from twinlib.fusion.ingested import TARGETS, ByPart, Counted, Counts, Ingested
@@ -72,8 +73,10 @@ def fuse(
     that are refused only beside others are read again, for the texts of these.
     """
     jobs = _jobs(sources)
-    how = Reading(tuple(entries), key, _micros(as_of), frozenset() if identity else tombstones)
-    found, links, cached = _read(spark, jobs, how, buckets, identity is not None), [], []
+    how = Reading(tuple(entries), key, None if as_of is None else micros_of(as_of), frozenset() if identity else tombstones)
+    identified = identity is not None
+    found = _over(spark, jobs, lambda _, some: read(some, how, buckets, identified), blobs.SCHEMA)
+    links, cached = [], []
     if identity or stored:
         cached.append(found.persist(StorageLevel.MEMORY_AND_DISK))
     canonical: dict[str, str] = {}
@@ -105,12 +108,6 @@ def fuse(
     )
 
 
-def _micros(instant: datetime | None) -> int | None:
-    if instant is None:
-        return None
-    return round((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-
-
 def _jobs(sources: Sequence[Source]) -> list[Job]:
     jobs, first = [], 0
     for source in sources:
@@ -119,16 +116,16 @@ def _jobs(sources: Sequence[Source]) -> list[Job]:
     return jobs
 
 
-def _read(spark: SparkSession, jobs: Sequence[Job], how: Reading, buckets: int, identified: bool) -> DataFrame:
-    """The list of files travels inside the function: no path, and so no id, is in a plan."""
+def _over(spark: SparkSession, jobs: Sequence[Job], work: Callable[[int, list[Job]], Iterator[pa.RecordBatch]], schema: str) -> DataFrame:
+    """What `work` makes of the files of each task, and its number. The list of files travels inside the function: no path, and so no id, is in a plan."""
     tasks = balanced(jobs, spark.sparkContext.defaultParallelism)
 
     def run(batches):
         for batch in batches:
             for task in batch.column(0).to_pylist():
-                yield from read(tasks[task], how, buckets, identified)
+                yield from work(task, tasks[task])
 
-    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, blobs.SCHEMA)
+    return spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, schema)
 
 
 def _only(found: DataFrame, *kinds: str) -> DataFrame:
@@ -240,19 +237,17 @@ class _Maker:
         refused = self._counted(self.placed, {"refused": REFUSED.names}, rows, _ddl(QUARANTINE))
         if not later:
             return refused
-        tasks, accumulator = balanced(later, self.spark.sparkContext.defaultParallelism), refused.accumulator
+        accumulator = refused.accumulator
 
-        def run(batches):
-            for batch in batches:
-                for task in batch.column(0).to_pylist():
-                    total = Counter()
-                    for table in refused_later(tasks[task], how, verdicts, canonical):
-                        done, counts = tables.quarantined(table, verdicts, entries, expected)
-                        total.update(counts)
-                        yield from done.to_batches()
-                    accumulator.add({("later", task): total})
+        def work(task: int, jobs: list[Job]) -> Iterator[pa.RecordBatch]:
+            total = Counter()
+            for table in refused_later(jobs, how, verdicts, canonical):
+                done, counts = tables.quarantined(table, verdicts, entries, expected)
+                total.update(counts)
+                yield from done.to_batches()
+            accumulator.add({("later", task): total})
 
-        again = self.spark.range(0, len(tasks), 1, len(tasks)).mapInArrow(run, _ddl(QUARANTINE))
+        again = _over(self.spark, later, work, _ddl(QUARANTINE))
         return Counted(refused.frame.unionByName(again), accumulator)
 
     def _counted(self, placed: DataFrame, columns: Mapping[str, Sequence[str] | None], rows: Callable, schema: str) -> Counted:

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from twinlib.fusion import clocks
 from twinlib.fusion.arrays import DAY, coded, constant
-from twinlib.fusion.clocks import NOTHING, Stamps, stamps
-from twinlib.fusion.entries import FIXED, Entry
+from twinlib.fusion.clocks import LARGEST_OFFSET, NOTHING, Stamps, stamps
+from twinlib.fusion.entries import FIXED, Entry, affine
 from twinlib.fusion.rules import RULES, Fields, broken
 from twinlib.sources.mapping import SECONDS, Clock
 from twinlib.sources.records import Piece
@@ -29,7 +29,6 @@ _SEXES = {
     "unknown": "unknown",
     "u": "unknown",
 }
-_HOURS = 18  # largest offset from UTC that is believed
 _LONGEST = 366 * 86400  # s
 _LONGEST_TREATMENT = 10 * _LONGEST
 
@@ -132,7 +131,7 @@ def _time(piece: Piece, entry: Entry, order: str | None, fields: dict, flags: di
     clock, n = entry.meaning.clock, len(piece)
     offset_text = piece.columns.get("offset")
     offset = parsed(offset_text, n) * SECONDS[clock.offset_unit] / 60
-    believed = np.where(np.abs(offset) <= _HOURS * 60, np.trunc(offset), np.nan)
+    believed = np.where(np.abs(offset) <= LARGEST_OFFSET, np.trunc(offset), np.nan)
     time = piece.columns.get("time")
     found = _stamps(time, clock, order, n)
     if (stamp := piece.columns.get("stamp")) is not None:
@@ -222,9 +221,8 @@ def _number(piece: Piece, entry: Entry, fields: dict) -> np.ndarray:
         meant = _looked_up(text, value.texts)
         worded = ~np.isnan(meant)
         number = np.where(worded, meant, number)
-    units = {name: (a.factor, a.offset) for name, a in entry.units}
     unit = _units(piece)
-    factor, shift = np.array([units.get(u, (np.nan, np.nan)) for u in [*unit.dictionary.to_pylist(), None]]).T[:, unit.indices.to_numpy(zero_copy_only=False)]
+    factor, shift = affine(entry, unit.dictionary.to_pylist())[:, unit.indices.to_numpy(zero_copy_only=False)]
     fields |= {"value_stated": _there(text, n) | _there(amount, n), "number": number, "value": number * factor + shift}
     return worded
 

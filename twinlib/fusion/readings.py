@@ -45,8 +45,8 @@ class Finisher:
 
     def __call__(self, sound: pa.Table) -> Iterator[pa.Table]:
         """OBSERVATIONS with entry, kept and AHEAD of all records (judge.JUDGED) of some patients' signals, in the order in which they are stored;
-        other records than those and `doses` are left out. Where records contradict each other (see `duplicates`), the first is kept: in order of source, corrected ones first, then of
-        entry, file and line."""
+        other records than those and `doses` are left out. Where records contradict each other (see `duplicates`), the first is kept: in order of
+        source, corrected ones first, then of entry, file and line."""
         names = {e.number: (e.meaning.name, e.meaning.source) for e in self.measured}
         order = list(dict.fromkeys(e.meaning.source for e in self.measured))
         ordered, doses = Ordered(OBSERVATIONS.key), self.doses
@@ -94,8 +94,8 @@ def finished(
     records: pa.Table, names: Mapping[int, tuple[str, str]], doses: Mapping[int, str], sensors: Mapping[str, Sensor], order: Sequence[str],
     again: bool, ordered: Ordered,
 ) -> pa.Table:
-    """OBSERVATIONS, entry, kept and AHEAD of RECORD rows of signals, in order of patient, signal, instant and precedence. names: signal and source by entry; doses: agent by
-    entry, whose rows are looked at and left out."""
+    """OBSERVATIONS, entry, kept and AHEAD of RECORD rows of signals, in order of patient, signal, instant and precedence. names: signal and source
+    by entry; doses: agent by entry, whose rows are looked at and left out."""
     entry = records["entry"].combine_chunks().to_numpy()
     text = lambda by: pa.array([by.get(k) for k in range(max([*names, *doses, 0]) + 1)], pa.string())  # noqa: E731
     records = records.rename_columns([{"utc": "time"}.get(n, n) for n in records.column_names])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 
-from twinlib.fusion.clocks import NOTHING
+from twinlib.fusion.clocks import LARGEST_OFFSET, NOTHING, micros_of
 from twinlib.fusion.entries import Entry
 
 _EARLIEST, _LATEST = "1900-01-01", "2100-01-01"
-_FIRST, _LAST = (int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * 1_000_000 for day in (_EARLIEST, _LATEST))
+_FIRST, _LAST = (micros_of(datetime.fromisoformat(day)) for day in (_EARLIEST, _LATEST))
 _BIRTH = -25567  # 1900-01-01 in days since 1970
 _SEXES = ("female", "male", "other", "unknown")
 
@@ -104,9 +104,9 @@ def unparsable_time(r: Fields) -> np.ndarray | bool:
     return r.wall == NOTHING
 
 
-@rule(TIMED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within 18 hours")
+@rule(TIMED, lambda e: f"column {e.meaning.clock.offset_column}: local time minus UTC in {e.meaning.clock.offset_unit}, within {LARGEST_OFFSET // 60} hours")
 def unparsable_offset(r: Fields) -> np.ndarray | bool:
-    faulty = ~(np.abs(r.offset) <= 18 * 60)
+    faulty = ~(np.abs(r.offset) <= LARGEST_OFFSET)
     return faulty if r.entry.meaning.clock.zone == "offset" else faulty & r.offset_stated
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from twinlib.errors import DataError
 from twinlib.fusion.arrays import codes, coded, constant, numbers
-from twinlib.fusion.entries import Entry
+from twinlib.fusion.entries import Entry, affine
 from twinlib.fusion.judge import CODED
 from twinlib.sources.records import Source, Tally
 
@@ -37,8 +37,7 @@ def counted(judged: pa.Table, entry: Entry, k: int) -> pa.Table:
     low, high = (entry.plausible.low, entry.plausible.to) if entry.plausible else (np.nan, np.nan)
     holds = {"rows": np.ones(len(value), bool), "n": ~np.isnan(value), "below": value < low, "above": value > high}
     if entry.alternatives:
-        unit_of = {text: (a.factor, a.offset) for text, a in entry.units}
-        factor, shift = np.array([unit_of.get(t, (np.nan, np.nan)) for t in texts] or [(np.nan, np.nan)]).T[:, unit]
+        factor, shift = affine(entry, texts)[:, unit]
         raw = (value - shift) / factor
         for j, a in enumerate(entry.alternatives):
             meant = raw * a.factor + a.offset
