@@ -123,6 +123,7 @@ def both(rows: int) -> tuple[int, dict, dict]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         results.append(apart(engine, str(root), str(out), str(rows)))
+        print(f"{n} rows, {engine}: {json.dumps(results[-1])}", file=sys.stderr, flush=True)
         shutil.rmtree(out)
     return n, *results
 

@@ -52,7 +52,8 @@ files:
       - {name: weight, when: {test: weight}, observation: body_weight, value: {column: result, unit_column: unit}}
 """
 
-# Glucose rises after each meal of _MEALS and comes back within hours. h: hash of patient and slot. 0.5 % repeated, 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit,
+# Glucose rises after each meal of _MEALS and comes back within hours. h: hash of patient and slot. 0.5 % repeated, and one row early in the week,
+# so that no series goes back by hours only, as after a clock that was set; 0.05 % contradicting, 0.1 % out of range, 0.1 % empty, 1 % of patients in the wrong unit,
 # 1 % five hours ahead; on 5 % of the days a stuck sensor, on 5 % a compression low at night
 _CGM = """
 WITH grid AS (
@@ -71,7 +72,7 @@ WITH grid AS (
         CASE WHEN molar THEN 'mmol/L' ELSE 'mg/dL' END AS unit, p, s, h, 0 AS again FROM curve
 )
 SELECT who, taken, glucose, unit FROM (
-    SELECT * FROM made UNION ALL SELECT * REPLACE (1 AS again) FROM made WHERE h % 200 = 7
+    SELECT * FROM made UNION ALL SELECT * REPLACE (1 AS again) FROM made WHERE h % 200 = 7 OR s % 2016 = 5
     UNION ALL SELECT * REPLACE (1 AS again, glucose * 1.1 AS glucose) FROM made WHERE h % 2000 = 11
 ) ORDER BY again, p, s
 """

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 from twinlib.tables import schemas
 
@@ -141,9 +142,10 @@ def report(request):
     if INJECTED:
         out = REPO / "out" / "benchmarks" / "faults.json"
         out.parent.mkdir(parents=True, exist_ok=True)
-        known = json.loads(out.read_text()) if out.is_file() else {}
-        known |= {test: [{"fault": f, "survived": test not in FAILED} for t, f in INJECTED if t == test] for test, _ in INJECTED}
-        out.write_text(json.dumps(known, indent=1) + "\n")
+        with FileLock(f"{out}.lock"):  # the suite may run in several processes
+            known = json.loads(out.read_text()) if out.is_file() else {}
+            known |= {test: [{"fault": f, "survived": test not in FAILED} for t, f in INJECTED if t == test] for test, _ in INJECTED}
+            out.write_text(json.dumps(known, indent=1) + "\n")
 
 
 def when(condition, act, every: float = 0.05, within: float = 600) -> threading.Thread:
