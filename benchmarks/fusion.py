@@ -71,11 +71,8 @@ def by_spark(root: Path, out: Path, rows: int) -> dict:
     night.fuse()
     seconds, used = time.perf_counter() - began, machine.tree_cpu_seconds() - used
     counts = {r.source: [r.rows_read, r.accepted, r.duplicates, r.quarantined] for r in night.storage.read(schemas.INGEST_COUNTS).collect() if r.rows_read}
-    night.spark.stop()
-    with duckdb.connect() as db:
-        tables = {n: f"{out}/spark/tables/{n}/v*/**/part-*.parquet" for n in ("observations", "quarantine", "timelines")}
-        checks = summary(db, tables)
-    return {"seconds": seconds, "ingest_seconds": ingested, "cpu_seconds": used, "counts": counts, "checks": checks}
+    tables = {n: f"{out}/spark/tables/{n}/v*/**/part-*.parquet" for n in ("observations", "quarantine", "timelines")}
+    return {"seconds": seconds, "ingest_seconds": ingested, "cpu_seconds": used, "counts": counts, "tables": tables}
 
 
 def by_duckdb(root: Path, out: Path, rows: int) -> dict:
@@ -98,11 +95,12 @@ def by_duckdb(root: Path, out: Path, rows: int) -> dict:
         seconds, used = time.perf_counter() - began, time.process_time() - used
         rows_ = db.execute(f"SELECT source, rows_read, accepted, duplicates, quarantined FROM '{home}/ingest_counts.parquet'").fetchall()
         tables = {"observations": f"{home}/observations/*/*.parquet", "quarantine": f"{home}/quarantine.parquet", "timelines": f"{home}/timelines.parquet"}
-        return {"seconds": seconds, "cpu_seconds": used, "counts": {s: list(c) for s, *c in rows_}, "checks": summary(db, tables)}
+        return {"seconds": seconds, "cpu_seconds": used, "counts": {s: list(c) for s, *c in rows_}, "tables": tables}
 
 
-def summary(db: duckdb.DuckDBPyConnection, tables: dict[str, str]) -> dict:
+def summary(tables: dict[str, str]) -> dict:
     """What both must agree on besides the counts: sums of what was accepted and packed, refusals by reason."""
+    db = duckdb.connect()
     o, q, t = tables["observations"], tables["quarantine"], tables["timelines"]
     rows, total, conflicts = db.execute(f"SELECT count(*), round(sum(value)), count_if(list_contains(quality, 'conflict')) FROM '{o}'").fetchall()[0]
     flags = dict(db.execute(f"SELECT flag, count(*) FROM (SELECT unnest(quality) AS flag FROM '{o}') GROUP BY 1 ORDER BY 1").fetchall())
@@ -122,7 +120,8 @@ def both(rows: int) -> tuple[int, dict, dict]:
         out = scratch / f"{engine}-{rows}"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        results.append(apart(engine, str(root), str(out), str(rows)))
+        found = apart(engine, str(root), str(out), str(rows))
+        results.append(found | {"checks": summary(found.pop("tables"))})  # here, so that its memory does not count
         print(f"{n} rows, {engine}: {json.dumps(results[-1])}", file=sys.stderr, flush=True)
         shutil.rmtree(out)
     return n, *results
