@@ -43,7 +43,7 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("TWINLIB_DATA") or REPO.parent / "shared" / "data")
 FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
 SMALL = os.environ.get("SIZE") == "small"
-MODEL, DRAWS, EVALUATED, MOVES, STARTS, SEED = "glucose_two_compartment", 64, 512, 100, 4, 1
+MODEL, DRAWS, EVALUATED, MOVES, STARTS, POWER, SEED = "glucose_two_compartment", 64, 512, 100, 4, 0.5, 1
 PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "20")), 14)  # of our own simulation
 LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio")
 
@@ -52,7 +52,7 @@ LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio"
 def fitter(model: str = MODEL) -> Fitter:
     """The fit stage's own fitter."""
     declared = find(model)
-    how = FitConfig(model=model, maximum_iterations=200, starts=STARTS, draws=DRAWS, importance_draws=EVALUATED, moves=MOVES)
+    how = FitConfig(model=model, maximum_iterations=200, starts=STARTS, draws=DRAWS, importance_draws=EVALUATED, moves=MOVES, power=POWER)
     return Fitter(Kernel(declared), published(declared), how, SEED)
 
 

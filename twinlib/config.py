@@ -130,6 +130,7 @@ class FitConfig(Strict):
     importance_draws: Annotated[int, Field(ge=40, le=65536)] = 512  # in four equal stages
     draws: Annotated[int, Field(ge=8, le=4096)] = 32  # equally weighted draws kept for what-ifs
     moves: Annotated[int, Field(ge=0, le=10000)] = 0  # steps that set the kept draws apart, for models with many parameters
+    power: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the likelihood in posterior draws: below 1 for models that are not quite right
     batch_rows: Annotated[int, Field(ge=1)] = 64
 
 

@@ -44,6 +44,26 @@ def test_evidence_and_moments_of_a_conjugate_model():
     np.testing.assert_array_equal(again.draws[0], got.draws[1])  # keyed by patient, not by position
 
 
+def conjugate(readings, prior, power):
+    """Means (rows, p) and covariances (rows, p, p) under the likelihood to `power`, in closed form."""
+    cov = np.linalg.inv(np.stack([prior.precision + power * len(y) * np.ones((len(prior.covariance),) * 2) for y in readings]))
+    return np.stack([c @ np.full(len(c), power * y.sum()) for c, y in zip(cov, readings)]), cov
+
+
+def test_a_power_of_the_likelihood_counts_readings_for_less():
+    rng = np.random.default_rng(0)
+    readings = [rng.normal(3.0, 1.0, 5), rng.normal(-2.0, 1.0, 9)]
+    prior = Normal(np.zeros((2, 3)), np.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]]))
+    keys, (mode, cov), (mean, wide) = [("a", "1"), ("b", "1")], conjugate(readings, prior, 1), conjugate(readings, prior, 0.3)
+    scale = posterior.covariance(posterior.powered(np.linalg.inv(cov), prior, 0.3))
+    np.testing.assert_allclose(scale, wide)
+    got = posterior.sample(GaussianKernel(), gaussian(readings), prior, mode, scale, keys, 7, 5120, 0.3)
+    np.testing.assert_allclose(np.einsum("nk,nkp->np", got.weights, got.draws), mean, atol=0.05)
+    off = got.draws - mean[:, None]
+    np.testing.assert_allclose(np.einsum("nk,nkp,nkq->npq", got.weights, off, off), wide, atol=0.1)
+    assert np.isnan(got.log_evidence).all() and np.isnan(got.log_evidence_se).all()
+
+
 def test_a_row_whose_draws_all_fail_says_so_and_leaves_the_other_alone():
     class Broken(GaussianKernel):
         def likelihood(self, theta, who, data):

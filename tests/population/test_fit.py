@@ -54,6 +54,18 @@ def test_a_converged_twin_has_sensible_figures(fitter):
     assert not {r["parameter"]: r for r in row["summary"]}["flux_correlation_time"]["shrinkage"] > 1
 
 
+def test_a_power_of_the_likelihood_widens_the_posterior_about_the_same_mode(fitter):
+    half = replace(fitter, config=FitConfig(power=0.5, moves=5))
+    plain, row = (f.run(table(day(1)))[0] for f in (fitter, half))
+    for same in ("status", "mode", "log_posterior", "fit_rmse", "iterations"):
+        assert row[same] == plain[same]
+    assert row["log_evidence"] is None and row["log_evidence_se"] is None and plain["log_evidence"] < 0
+    ratio = np.diag(np.reshape(row["covariance"], (8, 8))) / np.diag(np.reshape(plain["covariance"], (8, 8)))
+    assert ((ratio > 0.999) & (ratio < 2.001)).all() and ratio.max() > 1.3
+    assert np.mean([a["sd"] > b["sd"] for a, b in zip(row["summary"], plain["summary"])]) > 0.7
+    assert half.model_version != fitter.model_version
+
+
 def test_a_twin_that_is_integrated_too_coarsely_fails_alone(fitter, monkeypatch):
     """A gut that empties faster than the step can follow, told by the step's half, is a status of that patient."""
     prior = np.array(fitter.prior.mean)

@@ -18,10 +18,10 @@ WIDER = 1.2  # the normal's covariance, times that of the draws: it must reach t
 
 
 def move(
-    kernel: Kernel, data: Data, prior: Normal, draws: np.ndarray, theta: np.ndarray, cov: np.ndarray, keys, seed: int, steps: int
+    kernel: Kernel, data: Data, prior: Normal, draws: np.ndarray, theta: np.ndarray, cov: np.ndarray, keys, seed: int, steps: int, power: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """`draws` (rows, draws, p) after `steps` steps, and the share of accepted ones (rows,). theta (rows, p) and cov (rows, p, p): the mode and
-    the Laplace covariance.
+    the Laplace covariance. power: of the likelihood, as in `posterior.sample`.
 
     The draws of a row are two halves that move in turn, each shaped by the other (Goodman & Weare 2010), which leaves the posterior exactly as it
     is: a normal has the other half's mean and covariance, leaning on theta and cov. Four steps of five would leave that normal as it is
@@ -35,7 +35,7 @@ def move(
 
     def minus_log(theta):
         nll = kernel.likelihood(theta.reshape(-1, p), np.repeat(np.arange(n), theta.shape[1]), data).reshape(n, -1)
-        out = nll + prior.minus_log(theta)
+        out = power * nll + prior.minus_log(theta)
         return np.where(np.isfinite(out), out, np.inf)
 
     def half_step(leap, here, now, others):

@@ -63,6 +63,11 @@ def covariance(hessian: np.ndarray) -> np.ndarray:
     return out
 
 
+def powered(hessian: np.ndarray, prior: Normal, power: float) -> np.ndarray:
+    """Hessians (rows, p, p) of minus log posteriors, with the likelihood to `power` instead of 1."""
+    return hessian if power == 1 else power * (hessian - prior.precision) + prior.precision
+
+
 @njit(cache=True, error_model="numpy")
 def squared_distance(root, off, out):
     """|root^-1 off|^2 for lower triangular roots (rows, p, p) and offsets (rows, count, p)."""
@@ -111,7 +116,7 @@ def _adapted(draws, weights, cov) -> tuple[np.ndarray, np.ndarray]:
     return centre, (effective * moment + lean * cov) / (effective + lean)
 
 
-def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: int, count: int) -> Posterior:
+def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: int, count: int, power: float = 1.0) -> Posterior:
     """Adaptive importance sampling of every row of `data` about its mode; all draws of all rows are lanes of the kernel's calls.
 
     The `count` draws come in equal stages (rounded up): the first from a t at the mode with the Laplace covariance, each later one from a t
@@ -119,6 +124,9 @@ def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: in
     which earlier draws alone have shaped, so that the estimates are unbiased. Weights against the mixture of all proposals vary less,
     but the mixture has been fitted to the very draws, and the posterior comes out too narrow (docs/engine.md). A row whose draws all fail has
     NaN evidence, infinite pareto_k and equal weights.
+
+    power: of the likelihood; below 1 readings count for less than the model says, which is for models that are not quite right (Bissiri, Holmes &
+    Walker 2016; docs/accuracy.md). `cov` is then that of `powered` Hessians, and there is no evidence: draws so wide do not give the likelihood's.
     """
     n, p = theta.shape
     constant = prior.log_constant - 0.5 * data.counts()[:, None] * np.log(2 * np.pi)
@@ -126,7 +134,7 @@ def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: in
     def log_posterior(draws):
         k = draws.shape[1]
         nll = kernel.likelihood(draws.reshape(-1, p), np.repeat(np.arange(n), k), data).reshape(n, k)
-        out = constant - nll - prior.minus_log(draws)
+        out = constant - power * nll - prior.minus_log(draws)
         return np.where(np.isfinite(out), out, -np.inf)
 
     size = -(-count // len(STAGES))
@@ -146,7 +154,7 @@ def sample(kernel: Kernel, data: Data, prior: Normal, theta, cov, keys, seed: in
         pareto = np.array([np.inf if d else pareto_k(r) for d, r in zip(dead, ratio)])
     effective, most = 1.0 / (weights**2).sum(1), counts.sum() ** 2 / (counts**2).sum()
     error = np.sqrt(np.maximum(1.0 / effective - 1.0 / most, 0.0))  # delta method on the mean of the ratios
-    none = lambda x: np.where(dead, np.nan, x)  # noqa: E731
+    none = lambda x: np.where(dead | (power != 1), np.nan, x)  # noqa: E731
     return Posterior(draws, weights, none(total - np.log(counts.sum())), none(error), pareto, effective)
 
 

@@ -89,7 +89,8 @@ class Fitter:
             data = batch.data(model, kernel.nominal_step)
         prior = self.prior.normal(batch.covariates)
         modes = mode.find_from(kernel, data, prior, self._starts(batch, prior), self.config.maximum_iterations, self.config.starts > 1)
-        covariance = posterior.covariance(modes.hessian)
+        power = self.config.power
+        covariance = posterior.covariance(posterior.powered(modes.hessian, prior, power))
         broken = ~np.isfinite(covariance).all((1, 2)) & (modes.status == "converged")
         modes.status[broken], modes.reason[broken] = "failed", "singular_hessian"
 
@@ -98,18 +99,19 @@ class Fitter:
             return modes, covariance, rows, {}
         keys, part, prior = [batch.ids[r] for r in rows], data.take(rows), prior.take(rows)
         theta, readings = modes.theta[rows], part.counts()
-        sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws)
+        sampled = posterior.sample(kernel, part, prior, theta, covariance[rows], keys, self.seed, self.config.importance_draws, power)
         kept = posterior.resample(sampled, keys, self.seed, self.config.draws)
         if self.config.moves:
-            kept, _ = moves.move(kernel, part, prior, kept, theta, covariance[rows], keys, self.seed, self.config.moves)
+            kept, _ = moves.move(kernel, part, prior, kept, theta, covariance[rows], keys, self.seed, self.config.moves, power)
         constant = prior.log_constant - 0.5 * readings * np.log(2 * np.pi)
+        known = lambda x: [None if np.isnan(v) else v for v in x.tolist()]  # noqa: E731
         checks, coarse = self._check(theta, part)
         modes.status[rows[coarse]], modes.reason[rows[coarse]] = "failed", "integration_error"
         return modes, covariance, rows, {
             "n_observations": readings,
             "log_posterior": constant - modes.objective[rows],
-            "log_evidence": sampled.log_evidence,
-            "log_evidence_se": sampled.log_evidence_se,
+            "log_evidence": known(sampled.log_evidence),
+            "log_evidence_se": known(sampled.log_evidence_se),
             "pareto_k": sampled.pareto_k,
             "effective_draws": sampled.effective_draws,
             "spectrum": posterior.spectrum(sampled, prior),
