@@ -24,7 +24,7 @@ from twinlib.sources.records import TASK_BYTES, Job, Piece, Tally
 SOUND = pa.schema([f for f in JUDGED if f.name not in ("reason", "detail", "worded", "identifiers")])  # kinds of blobs by target
 _PLACE = ("entry", "file", "line", "part", "patient_id", "unit", "reason", "detail")
 REFUSED = pa.schema([*(JUDGED.field(n) for n in _PLACE), ("record", pa.string())])
-RECORDS = 5_000_000  # of one part: some 600 MB in a Python worker
+RECORDS = 1_250_000  # of one part: some 800 MB in a Python worker
 RECORD_BYTES = {False: 64, True: 8}  # of raw files, by whether they are dense: CSV, and Parquet in order of patients
 CLAIMS = pa.schema([JUDGED.field(n) for n in ("entry", "patient_id", "identifiers")])
 
