@@ -107,7 +107,7 @@ def sizing(full: dict[int, dict]) -> dict:
 def write(nights: dict[int, dict], again: dict) -> None:
     sizes = sorted(nights)
     first, last = sizes[0], sizes[-1]
-    peak = {n: max(nights[n]["stages"][s]["peak_python_mb"] for s in STAGES) / CORES for n in sizes}  # of all Python processes: the daemon's small share is in it
+    peak = {n: max(stage["peak_python_mb"] for stage in nights[n]["stages"].values()) / CORES for n in sizes}  # of all Python processes: the daemon's small share is in it
     result = {
         "work": "light" if LIGHT else "default", "cores": CORES, "days": DAYS, "seconds_by_patients": {n: nights[n]["seconds"] for n in sizes},
         "work_seconds_by_patients": {n: work(nights[n]) for n in sizes}, "peak_worker_mb_by_patients": peak, "peak_worker_mb": max(peak.values()),

@@ -45,6 +45,9 @@ def ends(error: Exception | None):
     (StorageError("locked"), 5, "error: locked\n"),
     (OSError(28, "No space left on device", "/tables/x"), 5,
      "error: a disk cannot be written (No space left on device); once it can, start the run again: it goes on where it stopped\n"),
+    (RuntimeError("Job 3 cancelled because SparkContext was shut down"), 1,
+     "error: Spark or one of its workers died (SparkContext was shut down), most often for lack of memory: see spark.driver.memory, or "
+     "spark.executor.memory and memoryOverhead on a cluster; start the run again: it goes on where it stopped\n"),
     (ValueError("value of a patient"), 1, "error: ValueError at job.py:N: a defect of the program; TWINLIB_TRACE=1 shows the whole\n"),
 ])
 def test_every_end_has_its_exit_code_and_one_line(error, code, said):

@@ -22,6 +22,7 @@ AsOf = Annotated[
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="use only what was known at the end of this day, UTC (backfill)", show_default=False),
 ]
 _DISK = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
+_STOPPED = ("OutOfMemoryError", "SparkContext was shut down", "stopped SparkContext", "Python worker exited unexpectedly")
 ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
 
 
@@ -75,6 +76,13 @@ def run(work: Callable[[], object]) -> None:
         if disk is not None:
             typer.echo(f"error: a disk cannot be written ({disk}); once it can, start the run again: it goes on where it stopped", err=True)
             raise typer.Exit(StorageError.exit_code) from None
+        stopped = next((x for x in _STOPPED if x in str(e)), None)
+        if stopped is not None:
+            typer.echo(
+                f"error: Spark or one of its workers died ({stopped}), most often for lack of memory: see spark.driver.memory, or spark.executor.memory and "
+                "memoryOverhead on a cluster; start the run again: it goes on where it stopped", err=True,
+            )  # fmt: skip
+            raise typer.Exit(1) from None
         own = [f for f in traceback.extract_tb(e.__traceback__) if "twinlib" in f.filename]
         place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
         typer.echo(f"error: {type(e).__name__}{place}: a defect of the program; TWINLIB_TRACE=1 shows the whole", err=True)

@@ -1,4 +1,4 @@
-"""Arrow tables as blobs: how judged records travel between tasks, by kind and bucket of patients, without a row of Spark's per record."""
+"""Arrow tables as blobs: how judged records travel between tasks, by kind and part of the patients, without a row of Spark's per record."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyarrow.ipc as ipc
 
 from twinlib.tables.buckets import buckets_of
 
-SCHEMA = "kind string, bucket int, rows binary"
-_ARROW = pa.schema([("kind", pa.string()), ("bucket", pa.int32()), ("rows", pa.binary())])
+SCHEMA = "kind string, part int, rows binary"
+_ARROW = pa.schema([("kind", pa.string()), ("part", pa.int32()), ("rows", pa.binary())])
 _BYTES = 32 << 20  # of tables that are held before they are packed
 _OPTIONS = ipc.IpcWriteOptions(compression="lz4")
 
@@ -34,10 +34,10 @@ def unpack(blob: bytes | pa.Buffer, columns: Sequence[str] | None = None) -> pa.
 
 
 class Packer:
-    """Collects tables with a column patient_id (coded) by kind, and gives them back as batches of SCHEMA, a blob per bucket."""
+    """Collects tables with a column patient_id (coded) by kind, and gives them back as batches of SCHEMA, a blob per part."""
 
-    def __init__(self, buckets: int):
-        self.buckets, self._held, self._bytes = buckets, {}, {}
+    def __init__(self, parts: int):
+        self.parts, self._held, self._bytes = parts, {}, {}
 
     def add(self, kind: str, table: pa.Table) -> Iterator[pa.RecordBatch]:
         if table.num_rows:
@@ -53,7 +53,7 @@ class Packer:
     def _packed(self, kind: str) -> pa.RecordBatch:
         tables = self._held.pop(kind)
         self._bytes.pop(kind)
-        rows = [{"kind": kind, "bucket": bucket, "rows": pack(part)} for bucket, part in split(joined(tables), self.buckets)]
+        rows = [{"kind": kind, "part": part, "rows": pack(some)} for part, some in split(joined(tables), self.parts)]
         return pa.RecordBatch.from_pylist(rows, _ARROW)
 
 
@@ -62,15 +62,15 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 
-def split(table: pa.Table, buckets: int) -> Iterator[tuple[int, pa.Table]]:
-    """The rows of each bucket that has any."""
+def split(table: pa.Table, parts: int) -> Iterator[tuple[int, pa.Table]]:
+    """The rows of each part that has any, by the hash that puts patients in buckets."""
     patient = table["patient_id"].combine_chunks()
-    places = buckets_of([*patient.dictionary.to_pylist(), None], buckets)
-    bucket = places[patient.indices.fill_null(len(patient.dictionary)).to_numpy(zero_copy_only=False)]
-    order = np.argsort(bucket, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(bucket[order])) + 1):
-        part = table.take(pa.array(rows)) if len(rows) < len(order) else table
-        yield int(bucket[rows[0]]), pa.table([_compact(c) for c in part.columns], part.schema)
+    places = buckets_of([*patient.dictionary.to_pylist(), None], parts)
+    part = places[patient.indices.fill_null(len(patient.dictionary)).to_numpy(zero_copy_only=False)]
+    order = np.argsort(part, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+        some = table.take(pa.array(rows)) if len(rows) < len(order) else table
+        yield int(part[rows[0]]), pa.table([_compact(c) for c in some.columns], some.schema)
 
 
 def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -26,7 +26,7 @@ from twinlib.fusion.clocks import micros_of
 from twinlib.fusion.entries import Entry, interpret
 from twinlib.fusion.identity import claims, identities, relatives, resolve
 from twinlib.fusion.ingested import TARGETS, ByPart, Counted, Counts, Ingested
-from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, placed_anew, read, refused_later, stored_records
+from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, parts, placed_anew, read, refused_later, stored_records
 from twinlib.fusion.readings import RECORD, Finisher
 from twinlib.fusion.verdicts import AMOUNTS, SERIES, Judges, Verdicts
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
@@ -69,16 +69,17 @@ def fuse(
     stored: reads tables that hold earlier records; those of the patients concerned stand beside the new ones, as if they had come
     together, and a source may then have no records.
 
-    Every file is read once; the blobs of its judged records are kept by bucket of patients, and every table is made from them. Files with records
-    that are refused only beside others are read again, for the texts of these.
+    Every file is read once; the blobs of its judged records are kept on disk by part of a bucket of patients, and every table is made from them.
+    Files with records that are refused only beside others are read again, for the texts of these.
     """
     jobs = _jobs(sources)
+    places = parts(jobs, buckets)
     how = Reading(tuple(entries), key, None if as_of is None else micros_of(as_of), frozenset() if identity else tombstones)
     identified = identity is not None
-    found = _over(spark, jobs, lambda _, some: read(some, how, buckets, identified), blobs.SCHEMA)
+    found = _over(spark, jobs, lambda _, some: read(some, how, places, identified), blobs.SCHEMA)
     links, cached = [], []
     if identity or stored:
-        cached.append(found.persist(StorageLevel.MEMORY_AND_DISK))
+        cached.append(found.persist(StorageLevel.DISK_ONLY))
     canonical: dict[str, str] = {}
     if identity:
         stated = claims(identity, _claimed(found), sources, [e.origin for e in entries], key)
@@ -87,11 +88,11 @@ def fuse(
         canonical = {x.patient: x.canonical for x in links if x.patient != x.canonical}
         gone, k = tombstones | {tombstone(key, p) for p in withdrawn}, survey.units(entries)
         if canonical or gone:
-            found = found.mapInArrow(lambda batches: placed_anew(batches, buckets, canonical, lambda p: tombstone(key, p) in gone, k), blobs.SCHEMA)
+            found = found.mapInArrow(lambda batches: placed_anew(batches, places, canonical, lambda p: tombstone(key, p) in gone, k), blobs.SCHEMA)
     if stored:
         seen = _surveyed(found, entries).select("patient_id").where("patient_id IS NOT NULL").distinct()
-        found = reduce(DataFrame.unionByName, [found, *(_stored(stored(t), seen, target, entries, buckets) for target, t in KEPT.items())])
-    placed = found.repartitionById(buckets, F.col("bucket")).persist(StorageLevel.MEMORY_AND_DISK)
+        found = reduce(DataFrame.unionByName, [found, *(_stored(stored(t), seen, target, entries, places) for target, t in KEPT.items())])
+    placed = found.repartitionById(places, F.col("part")).persist(StorageLevel.DISK_ONLY)  # blobs of megabytes soon fill a heap
     verdicts, read_ = _decided(placed, entries, Judges.of(entries, sensors))
     if stored is None:
         survey.check_presence(read_, sources, entries)
@@ -152,11 +153,11 @@ def _surveyed(found: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     return _only(found, "survey").mapInArrow(run, _SURVEY)
 
 
-def _stored(table: DataFrame, patients: DataFrame, target: str, entries: Sequence[Entry], buckets: int) -> DataFrame:
+def _stored(table: DataFrame, patients: DataFrame, target: str, entries: Sequence[Entry], places: int) -> DataFrame:
     """Stored rows of some patients as blobs of sound records (`stored_<target>`)."""
 
     def run(batches):
-        packer = blobs.Packer(buckets)
+        packer = blobs.Packer(places)
         for batch in batches:
             yield from packer.add(f"stored_{target}", stored_records(pa.Table.from_batches([batch]), target, entries))
         yield from packer.rest()
@@ -264,7 +265,7 @@ class _Maker:
             for table, counts in rows(blobs.gathered(noted(), columns)):
                 total.update(counts)
                 yield from table.to_batches()
-            accumulator.add({tuple(seen): total})  # of one bucket
+            accumulator.add({tuple(seen): total})  # of one part
 
         return Counted(_only(placed, *columns).mapInArrow(run, schema), accumulator)
 

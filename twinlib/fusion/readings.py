@@ -1,6 +1,6 @@
 """Sound records of signals to readings: one fact, one row, with the flags of its series.
 
-The records of a bucket of patients are put in order once; the rest is done on tables of whole patients, column by column, and comes out in the
+The records of a part of the patients are put in order once; the rest is done on tables of whole patients, column by column, and comes out in the
 order in which the table is stored.
 """
 
@@ -27,7 +27,7 @@ _ROWS = 200_000  # that are settled and flagged together, and a patient's more
 
 @dataclass(frozen=True)
 class Finisher:
-    """Makes readings of a bucket's sound records. again: some have been through here before, and bear the flag of what was dropped then."""
+    """Makes readings of the sound records of whole patients. again: some have been through here before, and bear the flag of what was dropped then."""
 
     entries: Sequence[Entry]
     sensors: Mapping[str, Sensor]

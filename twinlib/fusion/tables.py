@@ -1,4 +1,4 @@
-"""A bucket's judged records to rows of the tables, each in the order in which its table is stored. Pure functions on Arrow tables."""
+"""Judged records of whole patients to rows of the tables, each in the order in which its table is stored. Pure functions on Arrow tables."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from twinlib.errors import DataError
 from twinlib.sources.codes import MACROS, CodeTables
 from twinlib.sources.files import File, filesystem
-from twinlib.sources.mapped import faults, opened
+from twinlib.sources.mapped import dense, faults, opened
 from twinlib.sources.mapping import FileGroup
 from twinlib.sources.pseudonym import pseudonyms, tokens
 from twinlib.sources.blocks import Block, Unreadable, as_text
@@ -106,6 +106,10 @@ class EhrJob:
     first: int
     size: int
     undecided: bool = False
+
+    @property
+    def dense(self) -> bool:
+        return dense(self.table.group, self.file)
 
     @property
     def name(self) -> str:

@@ -176,6 +176,10 @@ class MappedJob:
         return self.file.relative
 
     @property
+    def dense(self) -> bool:
+        return dense(self.layout.group, self.file)
+
+    @property
     def undecided(self) -> bool:
         return self.layout.undecided
 
@@ -199,6 +203,11 @@ def _parts(job: MappedJob) -> list[MappedJob]:
     n = max(1, min(footer.num_row_groups, -(-job.size // TASK_BYTES)))
     parts = [tuple(int(k) for k in some) for some in np.array_split(np.arange(footer.num_row_groups), n)]
     return [replace(job, row_groups=some, size=job.size // n) for some in parts]
+
+
+def dense(group: FileGroup, file: File) -> bool:
+    """Whether the file is compressed."""
+    return group.format == "parquet" or file.path.endswith((".gz", ".bz2", ".zst"))
 
 
 def opened(system, group: FileGroup, file: File):

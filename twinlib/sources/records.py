@@ -89,10 +89,11 @@ class Tally:
 
 
 class Job(Protocol):
-    """A file, or a part of one, that is read by one task. `shown`: the name under which its records stand; `size`: bytes; `undecided`: some of
-    its time stamps must all be seen before one can be read."""
+    """A file, or a part of one, that is read by one task. `shown`: the name under which its records stand; `size`: bytes; `dense`: these are
+    compressed; `undecided`: some of its time stamps must all be seen before one can be read."""
 
     size: int
+    dense: bool
     undecided: bool
 
     @property

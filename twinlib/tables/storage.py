@@ -180,7 +180,8 @@ class Storage(ABC):
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
-        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, and that is checked. The function raises
+        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, in one partition per bucket or several with whole patients, of
+        numbers that are the bucket's modulo the buckets, and that is checked. The function raises
         StorageError with the rules broken and by how many rows, else returns the number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
         it is null are not counted.
         """
@@ -191,7 +192,7 @@ class Storage(ABC):
         columns = [c.name for c in table.columns]
         by = list(table.key)
         if AHEAD in df.columns:
-            rules["bucket"] = f"{BUCKET} = _place"
+            rules["bucket"] = f"{BUCKET} = pmod(_place, {self.buckets})"
             df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(F.col(AHEAD), 1).otherwise(2)})
             return self._observed(table, df, rules, [BUCKET, *columns], scoped)
         if table.by_patient:
@@ -214,7 +215,7 @@ class Storage(ABC):
         def check() -> int:
             found = dict(observation.get)
             stored = found.pop("rows")
-            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "one partition per bucket of patients"}
+            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "every partition of one bucket of patients"}
             texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
             broken = [f"{texts[name].replace('`', '')} (by {n} rows)" for name, n in found.items() if n]
             if broken:
