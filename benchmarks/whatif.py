@@ -1,4 +1,4 @@
-"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] [SIZE=small] -> out/benchmarks/whatif.json
+"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] [SIZE=small] [POWER=0.5] -> out/benchmarks/whatif.json
 
 DATA is a folder in the layout of simglucose_days: per patient a baseline and what-ifs of it, with noise-free glucose. The twin is fitted to the
 baseline's sensor readings, insulin and announced meals alone, on the way of the fit stage, and asked for every other scenario found there.
@@ -43,7 +43,8 @@ REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("TWINLIB_DATA") or REPO.parent / "shared" / "data")
 FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
 SMALL = os.environ.get("SIZE") == "small"
-MODEL, DRAWS, EVALUATED, MOVES, STARTS, POWER, SEED = "glucose_two_compartment", 64, 512, 100, 4, 0.5, 1
+MODEL, DRAWS, EVALUATED, MOVES, STARTS, SEED = "glucose_two_compartment", 64, 512, 100, 4, 1
+POWER = float(os.environ.get("POWER", "1"))  # of the likelihood in posterior draws
 PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "20")), 14)  # of our own simulation
 LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio")
 
@@ -188,7 +189,7 @@ def accuracy(cases: list[Case], model: str = MODEL, workers: int = 2) -> tuple[d
 
 
 def main() -> None:
-    began, result = time.monotonic(), {"data": FOLDER.name, "model": MODEL, "size": "small" if SMALL else "full"}
+    began, result = time.monotonic(), {"data": FOLDER.name, "model": MODEL, "power": POWER, "size": "small" if SMALL else "full"}
     out = REPO / "out" / "benchmarks" / "whatif.json"
     out.parent.mkdir(parents=True, exist_ok=True)
 
