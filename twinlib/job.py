@@ -21,8 +21,19 @@ AsOf = Annotated[
     datetime | None,
     typer.Option("--as-of", formats=["%Y-%m-%d"], help="use only what was known at the end of this day, UTC (backfill)", show_default=False),
 ]
-_DISK = ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error")
-_STOPPED = ("OutOfMemoryError", "SparkContext was shut down", "stopped SparkContext", "Python worker exited unexpectedly")
+_AGAIN = "start the run again: it goes on where it stopped"
+# errors that are not ours and are known: what their messages hold, what is said, and the exit code
+_KNOWN = (
+    (
+        ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system", "Input/output error"),
+        "a disk cannot be written ({}); once it can, " + _AGAIN, StorageError.exit_code,
+    ),
+    (
+        ("OutOfMemoryError", "SparkContext was shut down", "stopped SparkContext", "Python worker exited unexpectedly"),
+        "Spark or one of its workers died ({}), most often for lack of memory: see spark.driver.memory, or spark.executor.memory and memoryOverhead on a "
+        "cluster; " + _AGAIN, 1,
+    ),
+)  # fmt: skip
 ConfigPath = Annotated[Path, typer.Option("--config", help="run configuration (YAML)", show_default=False)]
 
 
@@ -72,17 +83,11 @@ def run(work: Callable[[], object]) -> None:
     except Exception as e:
         if os.environ.get("TWINLIB_TRACE") == "1":
             raise
-        disk = next((x for x in _DISK if x in str(e)), None)
-        if disk is not None:
-            typer.echo(f"error: a disk cannot be written ({disk}); once it can, start the run again: it goes on where it stopped", err=True)
-            raise typer.Exit(StorageError.exit_code) from None
-        stopped = next((x for x in _STOPPED if x in str(e)), None)
-        if stopped is not None:
-            typer.echo(
-                f"error: Spark or one of its workers died ({stopped}), most often for lack of memory: see spark.driver.memory, or spark.executor.memory and "
-                "memoryOverhead on a cluster; start the run again: it goes on where it stopped", err=True,
-            )  # fmt: skip
-            raise typer.Exit(1) from None
+        for words, said, code in _KNOWN:
+            word = next((w for w in words if w in str(e)), None)
+            if word is not None:
+                typer.echo(f"error: {said.format(word)}", err=True)
+                raise typer.Exit(code) from None
         own = [f for f in traceback.extract_tb(e.__traceback__) if "twinlib" in f.filename]
         place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
         typer.echo(f"error: {type(e).__name__}{place}: a defect of the program; TWINLIB_TRACE=1 shows the whole", err=True)

@@ -22,13 +22,17 @@ def gaussian(readings) -> Data:
     return Data(np.zeros((count, 0)), np.cumsum([0] + [len(r) for r in readings]), np.zeros(len(y) + 1, int), none, none, none, none, y)
 
 
+def conjugate(readings, prior, power):
+    """Means (rows, p) and covariances (rows, p, p) under the likelihood to `power`, in closed form."""
+    cov = np.linalg.inv(np.stack([prior.precision + power * len(y) * np.ones((len(prior.covariance),) * 2) for y in readings]))
+    return np.stack([c @ np.full(len(c), power * y.sum()) for c, y in zip(cov, readings)]), cov
+
+
 def test_evidence_and_moments_of_a_conjugate_model():
     rng = np.random.default_rng(0)
     readings = [rng.normal(1.0, 1.0, 5), rng.normal(0.0, 1.0, 9)]
     prior = Normal(np.zeros((2, 3)), np.array([[4.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, 1.0]]))
-    h = [prior.precision + len(y) * np.ones((3, 3)) for y in readings]
-    cov = np.linalg.inv(h)
-    theta = np.stack([c @ np.full(3, y.sum()) for c, y in zip(cov, readings)])
+    theta, cov = conjugate(readings, prior, 1)
     keys = [("a", "1"), ("b", "1")]
     got = posterior.sample(GaussianKernel(), gaussian(readings), prior, theta, cov, keys, 7, 1280)
     for i, y in enumerate(readings):
@@ -42,12 +46,6 @@ def test_evidence_and_moments_of_a_conjugate_model():
     second = Normal(prior.mean[1:], prior.covariance)
     again = posterior.sample(GaussianKernel(), gaussian(readings[1:]), second, theta[1:], cov[1:], keys[1:], 7, 1280)
     np.testing.assert_array_equal(again.draws[0], got.draws[1])  # keyed by patient, not by position
-
-
-def conjugate(readings, prior, power):
-    """Means (rows, p) and covariances (rows, p, p) under the likelihood to `power`, in closed form."""
-    cov = np.linalg.inv(np.stack([prior.precision + power * len(y) * np.ones((len(prior.covariance),) * 2) for y in readings]))
-    return np.stack([c @ np.full(len(c), power * y.sum()) for c, y in zip(cov, readings)]), cov
 
 
 def test_a_power_of_the_likelihood_counts_readings_for_less():

@@ -7,9 +7,11 @@ import duckdb
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import functions as F
 
 from tests.tables.test_storage import BUCKETS, EVENTS, VISITS, events, patients, rows, visits
 from twinlib.errors import StorageError
+from twinlib.tables.ordered import AHEAD, PARTS
 from twinlib.tables.parquet import ParquetStorage
 from twinlib.tables.storage import bucket_of
 
@@ -24,6 +26,22 @@ def files(storage, table):
     home = storage.folder / table.name
     folder = home / (home / "CURRENT").read_text().strip()
     return {str(p.relative_to(folder)): p.stat().st_ino for p in folder.rglob("*.parquet")}
+
+
+def test_an_ordered_frame_must_have_every_patient_in_its_partition(spark, storage):
+    """Several partitions to a bucket: a patient in two of them could have one key twice, which order within partitions does not show."""
+    parts, ids = 2 * BUCKETS, [f"p{i}" for i in range(40)]
+    frame = visits(spark, *[(i, 0, "home") for i in ids]).withColumn(AHEAD, F.lit(True))
+    placed = frame.repartitionById(parts, bucket_of(parts)).withMetadata(AHEAD, {PARTS: parts})
+    assert storage.replace(VISITS, placed) == 40 and len(files(storage, VISITS)) > BUCKETS
+    other = F.when(F.col("patient_id") == "p0", F.pmod(bucket_of(parts) + BUCKETS, F.lit(parts))).otherwise(bucket_of(parts))
+    for wrong in (frame.repartitionById(parts, other).withMetadata(AHEAD, {PARTS: parts}), frame.repartitionById(parts, other)):
+        with pytest.raises(StorageError, match="every patient in one partition, and every partition of one bucket"):
+            storage.replace(VISITS, wrong)
+    assert len(rows(storage.read(VISITS))) == 40
+    uneven = frame.repartitionById(parts + 1, bucket_of(parts + 1)).withMetadata(AHEAD, {PARTS: parts + 1})
+    with pytest.raises(StorageError, match="every partition of one bucket"):
+        storage.replace(VISITS, uneven)
 
 
 def test_a_refresh_rewrites_only_the_buckets_it_touches(spark, storage):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import reduce
 
@@ -26,7 +26,7 @@ from twinlib.fusion.clocks import micros_of
 from twinlib.fusion.entries import Entry, interpret
 from twinlib.fusion.identity import claims, identities, relatives, resolve
 from twinlib.fusion.ingested import TARGETS, ByPart, Counted, Counts, Ingested
-from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, parts, placed_anew, read, refused_later, stored_records
+from twinlib.fusion.reading import CLAIMS, REFUSED, Reading, balanced, parts_for, placed_anew, read, refused_later, stored_records
 from twinlib.fusion.readings import RECORD, Finisher
 from twinlib.fusion.verdicts import AMOUNTS, SERIES, Judges, Verdicts
 from twinlib.fusion.vocabulary import Sensor, load_vocabulary
@@ -34,7 +34,7 @@ from twinlib.sources import open_sources
 from twinlib.sources.forgotten import tombstone
 from twinlib.sources.records import Job, Source
 from twinlib.tables.contracts import Table
-from twinlib.tables.ordered import AHEAD
+from twinlib.tables.ordered import AHEAD, PARTS
 from twinlib.tables.schemas import EXPOSURES, OBSERVATIONS, QUARANTINE
 
 KEPT = {"observation": OBSERVATIONS, "exposure": EXPOSURES}  # what stored records are read again of
@@ -73,10 +73,10 @@ def fuse(
     Files with records that are refused only beside others are read again, for the texts of these.
     """
     jobs = _jobs(sources)
-    places = parts(jobs, buckets)
+    parts = parts_for(jobs, buckets)
     how = Reading(tuple(entries), key, None if as_of is None else micros_of(as_of), frozenset() if identity else tombstones)
     identified = identity is not None
-    found = _over(spark, jobs, lambda _, some: read(some, how, places, identified), blobs.SCHEMA)
+    found = _over(spark, jobs, lambda _, some: read(some, how, parts, identified), blobs.SCHEMA)
     links, cached = [], []
     if identity or stored:
         cached.append(found.persist(StorageLevel.DISK_ONLY))
@@ -88,15 +88,15 @@ def fuse(
         canonical = {x.patient: x.canonical for x in links if x.patient != x.canonical}
         gone, k = tombstones | {tombstone(key, p) for p in withdrawn}, survey.units(entries)
         if canonical or gone:
-            found = found.mapInArrow(lambda batches: placed_anew(batches, places, canonical, lambda p: tombstone(key, p) in gone, k), blobs.SCHEMA)
+            found = found.mapInArrow(lambda batches: placed_anew(batches, parts, canonical, lambda p: tombstone(key, p) in gone, k), blobs.SCHEMA)
     if stored:
         seen = _surveyed(found, entries).select("patient_id").where("patient_id IS NOT NULL").distinct()
-        found = reduce(DataFrame.unionByName, [found, *(_stored(stored(t), seen, target, entries, places) for target, t in KEPT.items())])
-    placed = found.repartitionById(places, F.col("part")).persist(StorageLevel.DISK_ONLY)  # blobs of megabytes soon fill a heap
+        found = reduce(DataFrame.unionByName, [found, *(_stored(stored(t), seen, target, entries, parts) for target, t in KEPT.items())])
+    placed = found.repartitionById(parts, F.col("part")).persist(StorageLevel.DISK_ONLY)  # blobs of megabytes soon fill a heap
     verdicts, read_ = _decided(placed, entries, Judges.of(entries, sensors))
     if stored is None:
         survey.check_presence(read_, sources, entries)
-    make = _Maker(spark, placed, tuple(entries), verdicts, bool(stored))
+    make = _Maker(spark, placed, parts, tuple(entries), verdicts, bool(stored))
     refused = make.quarantine([j for j in jobs if verdicts.files and j.shown(key) in verdicts.files], how, canonical)
     return Ingested(
         counted={"quarantine": refused, **{target: make.table(target, sensors) for target in TARGETS}},
@@ -153,11 +153,11 @@ def _surveyed(found: DataFrame, entries: Sequence[Entry]) -> DataFrame:
     return _only(found, "survey").mapInArrow(run, _SURVEY)
 
 
-def _stored(table: DataFrame, patients: DataFrame, target: str, entries: Sequence[Entry], places: int) -> DataFrame:
+def _stored(table: DataFrame, patients: DataFrame, target: str, entries: Sequence[Entry], parts: int) -> DataFrame:
     """Stored rows of some patients as blobs of sound records (`stored_<target>`)."""
 
     def run(batches):
-        packer = blobs.Packer(places)
+        packer = blobs.Packer(parts)
         for batch in batches:
             yield from packer.add(f"stored_{target}", stored_records(pa.Table.from_batches([batch]), target, entries))
         yield from packer.rest()
@@ -200,6 +200,7 @@ class _Maker:
 
     spark: SparkSession
     placed: DataFrame
+    parts: int
     entries: tuple[Entry, ...]
     verdicts: Verdicts
     again: bool
@@ -226,7 +227,8 @@ class _Maker:
             elif sound:
                 yield tables.lasting(blobs.joined(sound), table, entries, again)
 
-        return self._counted(self.placed, columns, rows, f"{_ddl(table)}, {AHEAD} boolean")
+        made = self._counted(self.placed, columns, rows, f"{_ddl(table)}, {AHEAD} boolean")
+        return replace(made, frame=made.frame.withMetadata(AHEAD, {PARTS: self.parts}))
 
     def quarantine(self, later: Sequence[Job], how: Reading, canonical: Mapping[str, str]) -> Counted:
         entries, verdicts, expected = self.entries, self.verdicts, tables.expectations(self.entries)

@@ -24,9 +24,9 @@ from twinlib.sources.records import TASK_BYTES, Job, Piece, Tally
 SOUND = pa.schema([f for f in JUDGED if f.name not in ("reason", "detail", "worded", "identifiers")])  # kinds of blobs by target
 _PLACE = ("entry", "file", "line", "part", "patient_id", "unit", "reason", "detail")
 REFUSED = pa.schema([*(JUDGED.field(n) for n in _PLACE), ("record", pa.string())])
+CLAIMS = pa.schema([JUDGED.field(n) for n in ("entry", "patient_id", "identifiers")])
 RECORDS = 1_250_000  # of one part: some 800 MB in a Python worker
 RECORD_BYTES = {False: 64, True: 8}  # of raw files, by whether they are dense: CSV, and Parquet in order of patients
-CLAIMS = pa.schema([JUDGED.field(n) for n in ("entry", "patient_id", "identifiers")])
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def names_withdrawn(text: str, gone: Callable[[str], bool]) -> bool:
     return any(map(gone, re.findall(rf"(?=({PSEUDONYM}))", text)))
 
 
-def read(jobs: Iterable[Job], how: Reading, places: int, identified: bool) -> Iterator[pa.RecordBatch]:
+def read(jobs: Iterable[Job], how: Reading, parts: int, identified: bool) -> Iterator[pa.RecordBatch]:
     """Batches of blobs.SCHEMA: sound records by target (SOUND), `refused` ones with their texts, `survey` counts, and `claims` where people are to
     be `identified` (before anyone is left out)."""
-    packer, k = Packer(places), units(how.entries)
+    packer, k = Packer(parts), units(how.entries)
     for job in jobs:
         for found in how.judged(job):
             if isinstance(found, Tally):
@@ -148,10 +148,10 @@ def renamed(table: pa.Table, canonical: Mapping[str, str]) -> pa.Table:
 
 
 def placed_anew(
-    batches: Iterable[pa.RecordBatch], places: int, canonical: Mapping[str, str], gone: Callable[[str], bool], k: int
+    batches: Iterable[pa.RecordBatch], parts: int, canonical: Mapping[str, str], gone: Callable[[str], bool], k: int
 ) -> Iterator[pa.RecordBatch]:
     """Blobs with people under one id each, in the parts of these, without the patients who are gone. k: `survey.units`."""
-    packer = Packer(places)
+    packer = Packer(parts)
     for batch in batches:
         for row, kind in enumerate(batch.column(0).to_pylist()):
             if kind == "claims":
@@ -197,7 +197,7 @@ def _typed(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array:
     return coded(column) if pa.types.is_dictionary(kind) else column.cast(kind)
 
 
-def parts(jobs: Iterable[Job], buckets: int) -> int:
+def parts_for(jobs: Iterable[Job], buckets: int) -> int:
     """In how many parts of whole patients records are looked at: a multiple of the buckets of the tables, so that the patients of a part are of one
     bucket, and as many as keep a part to about RECORDS records, whatever the size of the cohort."""
     records = sum(job.size // RECORD_BYTES[job.dense] for job in jobs)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 AHEAD = "_ahead"  # column of an ordered frame: the row's key comes after that of the row before in its partition
+PARTS = "parts"  # in that column's metadata: the number of partitions, by which patients are spread as by buckets; that of the buckets where it lacks
 
 
 class Ordered:

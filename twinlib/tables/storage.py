@@ -19,7 +19,7 @@ from pyspark.sql.types import StructType
 
 from twinlib.errors import StorageError
 from twinlib.tables.contracts import PATIENT, Table
-from twinlib.tables.ordered import AHEAD
+from twinlib.tables.ordered import AHEAD, PARTS
 
 BUCKET = "bucket"
 SCOPED = "_scoped"  # helper column of a write: is the row's patient being replaced? null for a stored row that is kept
@@ -180,10 +180,10 @@ class Storage(ABC):
         """`df` as it is to be stored, and a function to call after an action on it has run.
 
         The frame has the contract's columns and, for a patient table, `bucket` in front, one partition per bucket,
-        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, in one partition per bucket or several with whole patients, of
-        numbers that are the bucket's modulo the buckets, and that is checked. The function raises
-        StorageError with the rules broken and by how many rows, else returns the number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where
-        it is null are not counted.
+        sorted by key; a frame with the column `_ahead` (see `ordered`) has come so, in one partition per bucket or in several of whole patients
+        (then its metadata say how many), and that is checked. The function raises StorageError with the rules broken and by how many rows, else
+        returns the number of rows; it costs no further pass. With a column `_scoped`, false breaks one more rule, and rows where it is null are not
+        counted.
         """
         rules = dict(table.rules)
         scoped = [SCOPED] if SCOPED in df.columns else []
@@ -192,8 +192,9 @@ class Storage(ABC):
         columns = [c.name for c in table.columns]
         by = list(table.key)
         if AHEAD in df.columns:
-            rules["bucket"] = f"{BUCKET} = pmod(_place, {self.buckets})"
-            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_place": F.spark_partition_id(), "_same_key": F.when(F.col(AHEAD), 1).otherwise(2)})
+            rules["bucket"] = f"_place = _part AND {BUCKET} = pmod(_place, {self.buckets})"
+            part = bucket_of(df.schema[AHEAD].metadata.get(PARTS, self.buckets))
+            df = df.withColumns({BUCKET: bucket_of(self.buckets), "_part": part, "_place": F.spark_partition_id(), "_same_key": F.when(F.col(AHEAD), 1).otherwise(2)})
             return self._observed(table, df, rules, [BUCKET, *columns], scoped)
         if table.by_patient:
             df = df.select(bucket_of(self.buckets).alias(BUCKET), *columns, *scoped).repartitionById(self.buckets, F.col(BUCKET))
@@ -215,7 +216,7 @@ class Storage(ABC):
         def check() -> int:
             found = dict(observation.get)
             stored = found.pop("rows")
-            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "every partition of one bucket of patients"}
+            texts = {**table.rules, "scope": "only patients that are being replaced", "bucket": "every patient in one partition, and every partition of one bucket"}
             texts["one_row_per_key"] = f"one row per ({', '.join(table.key)})"
             broken = [f"{texts[name].replace('`', '')} (by {n} rows)" for name, n in found.items() if n]
             if broken:
