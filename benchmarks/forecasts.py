@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from twinlib.models.batch import Batch, Series
+from twinlib.models.glucose_two_compartment import UNLOGGED
 from twinlib.models.timeline import Events
 from twinlib.population.fit import Fitter, Stopwatch
 
@@ -93,7 +94,8 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     days, per, h = usable(grid, inputs), DAY // SLOT, AHEAD // SLOT
     train, test = days[:TRAIN], days[TRAIN : TRAIN + TEST]
     kernel = fitter.kernel
-    inputs = inputs | kernel.model.imply(inputs)
+    whole = {"glucose": Series(np.arange(len(grid)) * float(SLOT), grid)}
+    inputs = inputs | {a: e for a, e in kernel.model.imply(inputs, whole).items() if a == UNLOGGED}  # from the log alone
     first, last = train[0], train[-1] + 1  # one episode, with whatever days lie in between
     fit = fitter.fit(window(grid, inputs, first * per, last * per), Stopwatch())[0]
     out = {"person": name, "status": fit["status"], "days_fitted": int(last - first)}
@@ -108,8 +110,10 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     truth, predicted = grid[origins + h], np.empty(len(origins))
     constants = window(grid, inputs, first * per, last * per).data(kernel.model, kernel.nominal_step).constants
     for a in range(0, len(origins), 256):
-        parts = [window(grid, inputs, t - per, t + h + 1, (t + 1, t + h)) for t in origins[a : a + 256]]
-        batch = Batch.stack(parts)
+        parts = [window(grid, inputs, t - per, t + h + 1, (t + 1, t + h + 1)) for t in origins[a : a + 256]]
+        batch = Batch.stack(parts).completed(kernel.model)  # by what is known at the origin
+        for part, y in zip(batch.signals, truth[a : a + 256]):
+            part["glucose"].values[-1] = y
         begins = np.tile(constants, (len(parts), 1))
         begins[:, [c.name for c in kernel.model.constants].index("first_glucose")] = batch.first("glucose")
         data = batch.data(kernel.model, kernel.nominal_step, begins)

@@ -201,7 +201,7 @@ class Pair(Model):
     def initial_variance(self, p, c):
         return {"a": 0.3, "b": 0.2}
 
-    def noise(self, p, c):
+    def noise(self, x, u, p, c):
         return {"a": p.size**2 / quantity(1, "min"), "b": quantity(0.04, "1/min")}
 
     def observe(self, x, p, c):

@@ -1,6 +1,7 @@
 """Errors in a model's declaration or equations name the line at fault."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,19 @@ def test_units_are_converted():
 def test_declarations_are_checked(changes, message):
     with pytest.raises(ModelError, match=re.escape(message)):
         trace(type("Wrong", (Tumour,), changes)())
+
+
+def test_noise_may_depend_on_inputs_that_last():
+    class Restless(Tumour):
+        states = (State("volume", "mL", noise=True), *Tumour.states[1:])
+
+        def noise(self, x, u, p, c):
+            return {"volume": quantity(1.0, "mL**2/day") * (1 + u.infusion * quantity(1.0, "L*day/mg"))}
+
+    with pytest.raises(ModelError, match="noise cannot depend on an input that acts at once"):
+        trace(Restless())
+    lasting = type("Lasting", (Restless,), {"inputs": tuple(replace(i, spread=1.0) for i in Tumour.inputs)})
+    assert trace(lasting()).q[0].free_symbols == {trace(lasting()).u[0]}
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,10 @@ def test_implied_meals_stay_when_boluses_change(replays):
         "insulin_bolus": Events.of([480.0, 720.0, 900.0, 1080.0], [5.0, 6.0, 4.0, 7.0]), "carbohydrate": Events.of([475.0, 730.0, 1080.0], [50.0, 60.0, 70.0]),
     }
     del told[UNLOGGED]
+    signals = r.batch.signals[0]
     replay = Replay.abduct(r.kernel, r.batch.with_inputs((told,)), r.theta)
     assert replay.future[UNLOGGED].amounts.tolist() == [40.0] and UNLOGGED not in replay.arm(scaled("insulin_bolus", 0.5)).given
-    fewer = r.kernel.model.imply(told | {"insulin_bolus": Events.of([480.0, 720.0, 1080.0], [5.0, 6.0, 7.0])})
+    fewer = r.kernel.model.imply(told | {"insulin_bolus": Events.of([480.0, 720.0, 1080.0], [5.0, 6.0, 7.0])}, signals)
     without = Replay.abduct(r.kernel, r.batch.with_inputs((told | fewer,)), r.theta)
     assert not np.array_equal(without.effect(scaled("insulin_bolus", 0.5)), replay.effect(scaled("insulin_bolus", 0.5)))
     removed = Scenario("removed", edits=(Remove(input=("insulin_bolus",)),))

@@ -159,10 +159,10 @@ class Model:
     Methods (namespaces in, quantities out):
       dynamics(x, u, p, c) -> {state: derivative}
       initial(p, c) -> {state: value}; initial_variance(p, c) -> {state: variance} for states with uncertain start
-      noise(p, c) -> {state: intensity of the white noise that drives it: variance per time}
+      noise(x, u, p, c) -> {state: intensity of the white noise that drives it: variance per time}; of inputs that last (spread above 0)
       observe(x, p, c) -> {signal: Reading}
       patient_constants(batch) -> {name: (patients,) array in the declared unit}
-      imply(inputs) -> {agent: events} for the agents in `implied`: what must have happened although no record says so
+      imply(inputs, signals) -> {agent: events} for the agents in `implied`: what must have happened although no record says so
     `step` is the nominal step of the integration in `time_unit`; steps end at events and readings. The search for a mode begins with steps of
     up to `search_step` (none: twice `step`), which must still be stable.
     """
@@ -189,7 +189,7 @@ class Model:
     def initial_variance(self, p, c):
         return {}
 
-    def noise(self, p, c):
+    def noise(self, x, u, p, c):
         return {}
 
     def observe(self, x, p, c):
@@ -198,7 +198,7 @@ class Model:
     def patient_constants(self, batch):
         return {}
 
-    def imply(self, inputs):
+    def imply(self, inputs, signals):
         return {}
 
     @property

@@ -157,7 +157,7 @@ def trace(model: Model) -> System:
     f = _by_state(_call(model.dynamics, X, U, P, C), model, model.dynamics, lambda s: s / time, complete=True)
     x0 = _by_state(_call(model.initial, P, C), model, model.initial, lambda s: s, complete=True)
     p0 = _by_state(_call(model.initial_variance, P, C), model, model.initial_variance, lambda s: s**2)
-    q = _by_state(_call(model.noise, P, C), model, model.noise, lambda s: s**2 / time)
+    q = _by_state(_call(model.noise, X, U, P, C), model, model.noise, lambda s: s**2 / time)
     declared = {s.name for s in model.states if s.noise}
     if declared != set(q):
         raise ModelError(f"{where_defined(model.noise)}: states declared with noise ({', '.join(sorted(declared)) or 'none'}) are not those of noise()")
@@ -166,6 +166,8 @@ def trace(model: Model) -> System:
     names = [s.name for s in model.states]
     rates = [f[n] for n in names]
     dosed = tuple(i for i, declared_input in enumerate(model.inputs) if declared_input.spread == 0)
+    if any(e.free_symbols & {u[i] for i in dosed} for e in q.values()):
+        raise ModelError(f"{where_defined(model.noise)}: noise cannot depend on an input that acts at once (spread 0)")
     jumps = []
     for row, n in zip(rates, names):
         adds = [sp.diff(row, u[i]) for i in dosed]

@@ -12,7 +12,7 @@ def find(name: str) -> Model:
     """The model of that name, from this package (`glucose_insulin`) or from anywhere (`module:Name`). Raises ModelError."""
     module, _, attribute = name.partition(":")
     if not attribute:
-        known = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("batch", "timeline"))
+        known = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("batch", "implied", "timeline"))
         if name not in known:
             raise ModelError(f"unknown model {name!r}; known: {', '.join(known)}, or module:Name of your own")
         module, attribute = f"{__name__}.{name}", "MODEL"

@@ -87,10 +87,10 @@ class Batch:
         return replace(self, inputs=inputs)
 
     def completed(self, model: Model) -> Batch:
-        """The same with the inputs that the model takes to be implied by the recorded ones; rows that have them stay as they are."""
+        """The same with the inputs that the model takes to be implied by the records; those that a row has already stay as they are."""
         if not model.implied:
             return self
-        return self.with_inputs(tuple(i if all(a in i for a in model.implied) else i | model.imply(i) for i in self.inputs))
+        return self.with_inputs(tuple(i if all(a in i for a in model.implied) else model.imply(i, s) | i for i, s in zip(self.inputs, self.signals)))
 
     def scale(self, model: Model, row: int, declared: Input) -> float:
         """Amount of an agent of one row -> the input's unit times the model's time unit."""

@@ -79,7 +79,7 @@ class GlucoseInsulin(Model):
     def initial_variance(self, p, c):
         return {"glucose": START_SD**2, "interstitial_glucose": START_SD**2, "flux": p.flux_sd**2}
 
-    def noise(self, p, c):
+    def noise(self, x, u, p, c):
         return {"flux": 2 * p.flux_sd**2 / p.flux_correlation_time}  # gives the flux its stationary SD
 
     def observe(self, x, p, c):

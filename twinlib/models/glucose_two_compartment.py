@@ -16,8 +16,10 @@ import numpy as np
 
 from twinlib.engine.contract import Constant, Input, Model, Parameter, Signal, State, additive, quantity
 from twinlib.engine.expressions import exp, positive, tanh
+from twinlib.models.batch import Series
 from twinlib.models.glucose_insulin import basal_and_first
-from twinlib.models.timeline import Events, Inputs
+from twinlib.models.implied import unexplained_rises, unlogged_meals
+from twinlib.models.timeline import Events, Inputs, joined
 
 VI = quantity(0.126, "L/kg")  # insulin distribution volume
 CLEARANCE = quantity(0.24, "1/min")  # of plasma insulin; it scales the two insulin sensitivities
@@ -32,37 +34,22 @@ TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
 DRIFT_TIME = quantity(720.0, "min")  # correlation time of insulin sensitivity: it differs within a day and between days
-UNLOGGED = "carbohydrate_unlogged"
-NEAR = 60.0  # min between a bolus and a meal that belong together
-LEAST, ENOUGH = 10.0, 3  # g of an implied meal; boluses with a meal that tell how much a unit covers
+UNLOGGED, UNEXPLAINED = "carbohydrate_unlogged", "unexplained"
+BURST = quantity(2.0, "mg/dL/min")  # SD of the flux, beside its usual one, while glucose rises for no reason that is known: a meal's
 WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
 _SOURCE = "UVA/Padova 2008: median and log-SD of 20 virtual patients, mapped (docs/accuracy.md)"
 
 
-def unlogged_meals(bolus: Events, carbohydrate: Events) -> Events:
-    """Meals that boluses without a logged meal within NEAR minutes would cover, at the person's usual grams per unit: the median over boluses with
-    a meal. None where there are fewer than ENOUGH of those."""
-    units, at = bolus.amounts[bolus.amounts > 0], bolus.minutes[bolus.amounts > 0]
-    around = np.searchsorted(carbohydrate.minutes, at - NEAR, "left"), np.searchsorted(carbohydrate.minutes, at + NEAR, "right")
-    eaten = np.append(0.0, np.cumsum(carbohydrate.amounts))
-    grams = eaten[around[1]] - eaten[around[0]]
-    if (grams > 0).sum() < ENOUGH:
-        return Events.of([], [])
-    covered = units * np.median(grams[grams > 0] / units[grams > 0])
-    alone = (grams == 0) & (covered >= LEAST)
-    return Events.of(at[alone], covered[alone])
-
-
 class GlucoseTwoCompartment(Model):
     name = "glucose_two_compartment"
-    version = "4"
+    version = "5"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"), State("insulin_action", "mU/L"),
         State("production_delay_1", "mU/L"), State("production_delay_2", "mU/L"),
         State("emptied", "mg/kg"), State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
         State("glucose", "mg/dL"), State("tissue_glucose", "mg/dL"), State("interstitial_glucose", "mg/dL"),
-        State("flux", "mg/dL/min", noise=True), State("sensitivity_drift", "", noise=True),
+        State("flux", "mg/dL/min", noise=True), State("sensitivity_drift", "", noise=True), State("count_error", "", noise=True),
         State("sensor_error", "mg/dL"), State("sensor_drift", "mg/dL", noise=True),
     )
     parameters = tuple(Parameter(*row[:4], _SOURCE, *row[4:]) for row in (
@@ -90,6 +77,7 @@ class GlucoseTwoCompartment(Model):
         ("sensor_smoothing_time", "min", 14.0, 0.3),
     )) + (
         Parameter("sensitivity_drift_sd", "", 0.05, 1.0, "near nothing and wide, like the flux's; of the logarithm"),
+        Parameter("count_error_sd", "", 0.03, 1.5, "near nothing and wide; SD of the logarithm of eaten over logged grams, meal by meal"),
         Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),
     )
     inputs = (
@@ -97,8 +85,9 @@ class GlucoseTwoCompartment(Model):
         Input("carbohydrate", "mg/kg/min", ("carbohydrate",), "g", spread=1.0, per_weight=True, pace=5.0),
         Input("unlogged_carbohydrate", "mg/kg/min", (UNLOGGED,), "g", spread=1.0, per_weight=True, pace=5.0),
         Input("meal_onset", "mg/kg/min", ("carbohydrate", UNLOGGED), "g", spread=ONSET, per_weight=True),
+        Input("unexplained", "", (UNEXPLAINED,), "min", spread=1.0),
     )
-    implied = (UNLOGGED,)
+    implied = (UNLOGGED, UNEXPLAINED)
     signals = (Signal("glucose", "mg/dL", lower=40.0, upper=400.0),)
     constants = (Constant("basal_insulin", "mU/kg/min"), Constant("first_glucose", "mg/dL"))
     covariates = ("body_weight",)
@@ -119,6 +108,7 @@ class GlucoseTwoCompartment(Model):
         per_glucose = positive(p.basal_uptake / tissue_basal + factor * p.insulin_sensitivity * x.insulin_action, UPTAKE_CORNER)
         uptake = per_glucose * x.tissue_glucose * (MICHAELIS + tissue_basal) / (MICHAELIS + x.tissue_glucose)
         exchange = p.plasma_to_tissue * x.glucose - p.tissue_to_plasma * x.tissue_glucose
+        appearance = p.meal_gain * p.glucose_absorption_rate * x.gut * exp(x.count_error)
         direct = DIRECT * p.insulin_absorption_rate
         return {
             "insulin_depot_1": u.insulin / VI - (TO_DEPOT_2 + direct) * x.insulin_depot_1,
@@ -127,19 +117,24 @@ class GlucoseTwoCompartment(Model):
             "insulin_action": p.insulin_action_rate * (excess - x.insulin_action),
             "production_delay_1": p.production_rate * (excess - x.production_delay_1),
             "production_delay_2": p.production_rate * (x.production_delay_1 - x.production_delay_2),
-            "emptied": emptying * x.stomach_liquid - RESET * u.meal_onset / (u.meal_onset + SLIGHT) * x.emptied,
+            "emptied": emptying * x.stomach_liquid - self._begin(u) * x.emptied,
             "stomach_solid": u.carbohydrate + p.unlogged_share * u.unlogged_carbohydrate - p.gastric_emptying_rate * x.stomach_solid,
             "stomach_liquid": p.gastric_emptying_rate * x.stomach_solid - emptying * x.stomach_liquid,
             "gut": emptying * x.stomach_liquid - p.glucose_absorption_rate * x.gut,
-            "glucose": production + p.meal_gain * p.glucose_absorption_rate * x.gut - BRAIN - exchange
+            "glucose": production + appearance - BRAIN - exchange
             - RENAL_RATE * positive(x.glucose - RENAL_THRESHOLD, GLUCOSE_CORNER) + x.flux,
             "tissue_glucose": exchange - uptake,
             "interstitial_glucose": (x.glucose - x.interstitial_glucose) / p.sensor_lag,
             "flux": -x.flux / p.flux_correlation_time,
             "sensitivity_drift": -x.sensitivity_drift / DRIFT_TIME,
+            "count_error": -self._begin(u) * x.count_error,
             "sensor_error": (x.sensor_drift - x.sensor_error) / p.sensor_smoothing_time,
             "sensor_drift": -x.sensor_drift / p.sensor_correlation_time,
         }
+
+    def _begin(self, u):
+        """Rate at which a meal that begins takes the place of the one before."""
+        return RESET * u.meal_onset / (u.meal_onset + SLIGHT)
 
     def _tissue_basal(self, p):
         return positive((p.plasma_to_tissue * p.basal_glucose - p.basal_uptake) / p.tissue_to_plasma, GLUCOSE_CORNER)
@@ -161,23 +156,26 @@ class GlucoseTwoCompartment(Model):
         return {
             "glucose": quantity(20.0, "mg/dL") ** 2, "tissue_glucose": quantity(14.0, "mg/dL") ** 2,
             "interstitial_glucose": quantity(20.0, "mg/dL") ** 2, "flux": p.flux_sd**2,
-            "sensitivity_drift": p.sensitivity_drift_sd**2,
+            "sensitivity_drift": p.sensitivity_drift_sd**2, "count_error": p.count_error_sd**2,
             "sensor_error": p.sensor_sd**2, "sensor_drift": self._drift_variance(p),
         }
 
-    def noise(self, p, c):
+    def noise(self, x, u, p, c):
         return {
-            "flux": 2 * p.flux_sd**2 / p.flux_correlation_time,
+            "flux": 2 * (p.flux_sd**2 + u.unexplained * BURST**2) / p.flux_correlation_time,
             "sensitivity_drift": 2 * p.sensitivity_drift_sd**2 / DRIFT_TIME,
+            "count_error": 2 * self._begin(u) * p.count_error_sd**2,  # every meal has its own
             "sensor_drift": 2 * self._drift_variance(p) / p.sensor_correlation_time,
         }
 
     def observe(self, x, p, c):
         return {"glucose": additive(x.interstitial_glucose + x.sensor_error, WHITE_SD)}
 
-    def imply(self, inputs: Inputs) -> Inputs:
+    def imply(self, inputs: Inputs, signals: dict[str, Series]) -> Inputs:
         none = Events.of([], [])
-        return {UNLOGGED: unlogged_meals(inputs.get("insulin_bolus", none), inputs.get("carbohydrate", none))}
+        logged, glucose = inputs.get("carbohydrate", none), signals.get("glucose", Series(np.zeros(0), np.zeros(0)))
+        unlogged = unlogged_meals(inputs.get("insulin_bolus", none), logged)
+        return {UNLOGGED: unlogged, UNEXPLAINED: unexplained_rises(glucose.minutes, glucose.values, joined([logged, unlogged]))}
 
     def patient_constants(self, batch):
         return basal_and_first(batch)

@@ -40,7 +40,7 @@ class HeartRate(Model):
     def initial_variance(self, p, c):
         return {"drift": p.drift_sd**2}
 
-    def noise(self, p, c):
+    def noise(self, x, u, p, c):
         return {"drift": 2 * p.drift_sd**2 / p.drift_time}
 
     def observe(self, x, p, c):
