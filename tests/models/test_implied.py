@@ -8,8 +8,9 @@ from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.config import EpisodeConfig
 from twinlib.models import find
 from twinlib.engine.kernel import Kernel
+from twinlib.engine.trace import trace
 from twinlib.models.batch import Batch, Series
-from twinlib.models.glucose_two_compartment import BURST, MODEL, UNEXPLAINED, UNLOGGED
+from twinlib.models.glucose_two_compartment import MODEL, UNEXPLAINED, UNLOGGED
 from twinlib.models.implied import unexplained_rises, unlogged_meals
 from twinlib.models.timeline import Events
 
@@ -75,27 +76,21 @@ def test_the_flux_may_move_more_while_something_is_unexplained_and_every_meal_ha
     batch = Batch((("a", "e"),), np.array([1440.0]), (series,), (inputs,), ({"body_weight": 70.0},), np.zeros(1))
     calm = batch.with_inputs((inputs | {UNLOGGED: NONE, UNEXPLAINED: NONE},))
     moved = batch.with_inputs((inputs | {UNLOGGED: NONE, UNEXPLAINED: Events.of([600.0], [60.0], 60.0)},))
-    rng, n, names = np.random.default_rng(3), 400, [MODEL.states[i].name for i in kernel_noisy()]
+    rng, n, names = np.random.default_rng(3), 400, [MODEL.states[i].name for i in trace(MODEL).noisy]
     theta, lanes = np.tile(kernel.model.prior_mean, (n, 1)), np.zeros(n, int)
-    one = np.array([1.0])  # basal insulin and the first reading are given: there are no readings
+    constants = np.array([[14.4e3 / 1440 / 70, 120.0]])  # basal insulin and the first reading: there are no readings
     z, start = rng.standard_normal((n * len(GRID), len(names))), rng.standard_normal((n, len(names)))
     noise = []
     for b in (calm, moved):
-        data = b.data(MODEL, kernel.nominal_step, np.array([[14.4e3 / 1440 / 70, 120.0]]) * one)
+        data = b.data(MODEL, kernel.nominal_step, constants)
         noise.append(kernel.disturb(theta, lanes, data, z, start.copy())[0].reshape(n, len(GRID), -1))
     flux, count = names.index("flux"), names.index("count_error")
     sd = [x[..., flux].std(0) for x in noise]
     inside, outside = (GRID > 602) & (GRID < 658), (GRID < 598) | (GRID > 662)
-    np.testing.assert_allclose(sd[1][inside] / sd[0][inside], np.sqrt(1 + BURST), rtol=0.15)
-    np.testing.assert_allclose(sd[1][outside][1:], sd[0][outside][1:])
+    np.testing.assert_allclose(sd[1][inside], 2.0 * np.sqrt(1 - np.exp(-2 * 5 / 60)), rtol=0.15)  # an Ornstein-Uhlenbeck process of SD 2
+    np.testing.assert_allclose(sd[1][outside][1:], sd[0][outside][1:], rtol=1e-3)
     eating = noise[0][..., count].std(0) > 1e-6
     assert set(GRID[eating] // 60) == {5.0, 15.0}  # only while a meal begins
-
-
-def kernel_noisy():
-    from twinlib.engine.trace import trace
-
-    return trace(MODEL).noisy
 
 
 def test_no_source_is_asked_for_what_is_implied():

@@ -33,6 +33,7 @@ UPTAKE_CORNER, GLUCOSE_CORNER = quantity(0.0005, "1/min"), quantity(3.0, "mg/dL"
 TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
+MIXING = quantity(0.36, "1/min")  # so that of the old count error a quarter is left after a meal by itself, 60 % after one as large as what is there
 DRIFT_TIME = quantity(720.0, "min")  # correlation time of insulin sensitivity: it differs within a day and between days
 UNLOGGED, UNEXPLAINED = "carbohydrate_unlogged", "unexplained"
 BURST = quantity(2.0, "mg/dL/min")  # SD of the flux, beside its usual one, while glucose rises for no reason that is known: a meal's
@@ -117,7 +118,7 @@ class GlucoseTwoCompartment(Model):
             "insulin_action": p.insulin_action_rate * (excess - x.insulin_action),
             "production_delay_1": p.production_rate * (excess - x.production_delay_1),
             "production_delay_2": p.production_rate * (x.production_delay_1 - x.production_delay_2),
-            "emptied": emptying * x.stomach_liquid - self._begin(u) * x.emptied,
+            "emptied": emptying * x.stomach_liquid - RESET * u.meal_onset / (u.meal_onset + SLIGHT) * x.emptied,
             "stomach_solid": u.carbohydrate + p.unlogged_share * u.unlogged_carbohydrate - p.gastric_emptying_rate * x.stomach_solid,
             "stomach_liquid": p.gastric_emptying_rate * x.stomach_solid - emptying * x.stomach_liquid,
             "gut": emptying * x.stomach_liquid - p.glucose_absorption_rate * x.gut,
@@ -127,14 +128,14 @@ class GlucoseTwoCompartment(Model):
             "interstitial_glucose": (x.glucose - x.interstitial_glucose) / p.sensor_lag,
             "flux": -x.flux / p.flux_correlation_time,
             "sensitivity_drift": -x.sensitivity_drift / DRIFT_TIME,
-            "count_error": -self._begin(u) * x.count_error,
+            "count_error": -self._renewal(x, u) * x.count_error,
             "sensor_error": (x.sensor_drift - x.sensor_error) / p.sensor_smoothing_time,
             "sensor_drift": -x.sensor_drift / p.sensor_correlation_time,
         }
 
-    def _begin(self, u):
-        """Rate at which a meal that begins takes the place of the one before."""
-        return RESET * u.meal_onset / (u.meal_onset + SLIGHT)
+    def _renewal(self, x, u):
+        """Rate at which the count error of a meal that begins takes the place of that of what is on its way, by the share that it has of both."""
+        return RESET * u.meal_onset / (u.meal_onset + SLIGHT + MIXING * (x.stomach_solid + x.stomach_liquid + x.gut))
 
     def _tissue_basal(self, p):
         return positive((p.plasma_to_tissue * p.basal_glucose - p.basal_uptake) / p.tissue_to_plasma, GLUCOSE_CORNER)
@@ -164,7 +165,7 @@ class GlucoseTwoCompartment(Model):
         return {
             "flux": 2 * (p.flux_sd**2 + u.unexplained * BURST**2) / p.flux_correlation_time,
             "sensitivity_drift": 2 * p.sensitivity_drift_sd**2 / DRIFT_TIME,
-            "count_error": 2 * self._begin(u) * p.count_error_sd**2,  # every meal has its own
+            "count_error": 2 * self._renewal(x, u) * p.count_error_sd**2,  # every meal has its own
             "sensor_drift": 2 * self._drift_variance(p) / p.sensor_correlation_time,
         }
 
