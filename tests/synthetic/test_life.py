@@ -75,7 +75,7 @@ def test_the_dynamics_are_those_of_the_twin_in_the_engine():
 def test_a_cohort_of_life_is_written_in_the_shapes_of_exports(tmp_path):
     assert generate(GenerateConfig(root=str(tmp_path / "c"), patients=4, days=2, dirty=False, life=True), 3) is True
     truth = pq.read_table(tmp_path / "c" / "truth" / "parameters.parquet").to_pandas()
-    assert {q.name for q in find("glucose_two_compartment").fitted} - set(truth.parameter) == {"unlogged_share", "sensitivity_drift_sd"} and truth.patient.nunique() == 4
+    assert {q.name for q in find("glucose_two_compartment").fitted} - set(truth.parameter) == {"unlogged_share", "sensitivity_drift_sd", "count_error_sd"} and truth.patient.nunique() == 4
     lived = life.live(range(4), 2, life.REAL, 3)
     weights = {r["patient"]: float(r["body_weight_kg"]) for r in csv.DictReader((tmp_path / "c" / "patients.csv").open())}
     assert weights["10002"] == lived.weight[2]

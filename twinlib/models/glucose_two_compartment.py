@@ -78,7 +78,7 @@ class GlucoseTwoCompartment(Model):
         ("sensor_smoothing_time", "min", 14.0, 0.3),
     )) + (
         Parameter("sensitivity_drift_sd", "", 0.05, 1.0, "near nothing and wide, like the flux's; of the logarithm"),
-        Parameter("count_error_sd", "", 0.03, 1.5, "near nothing and wide; SD of the logarithm of eaten over logged grams, meal by meal"),
+        Parameter("count_error_sd", "", 0.01, 1.5, "near nothing and wide; SD of the logarithm of eaten over logged grams, meal by meal"),
         Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),
     )
     inputs = (
