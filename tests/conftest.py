@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
@@ -12,6 +13,8 @@ REPO = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config):
     os.environ.setdefault("NUMBA_CACHE_DIR", str(REPO / "out" / "numba"))
+    hypothesis.settings.register_profile("twinlib", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])  # a busy machine is no defect
+    hypothesis.settings.load_profile("twinlib")
 
 
 @pytest.fixture(scope="session")

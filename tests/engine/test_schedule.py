@@ -15,7 +15,7 @@ def drive(rows, spread) -> Drive:
     return Drive(*(np.array([r[k] for r in rows], float) for k in range(3)), spread)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events, events, st.lists(st.floats(0.5, 300, width=32), min_size=1, max_size=30, unique=True), st.sampled_from([1.0, 2.5, 1e9]))
 def test_steps_fill_the_time_and_hold_every_amount(first, second, slots, nominal):
     slots = np.sort(np.array(slots, float))

@@ -138,7 +138,7 @@ wheres = st.builds(
 starts = st.integers(0, 1439).map(float)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bolus=events, meal=events, where=wheres, start=starts, minutes=st.floats(-1440, 1440))
 def test_moves_conserve_every_amount_and_keep_order(bolus, meal, where, start, minutes):
     for edit in (
@@ -150,7 +150,7 @@ def test_moves_conserve_every_amount_and_keep_order(bolus, meal, where, start, m
         assert np.all(np.diff(out.minutes) >= 0) and np.all((out.minutes >= 0) & (out.minutes < 2880))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bolus=events, meal=events, where=wheres, start=starts)
 def test_scale_by_one_is_the_identity_and_by_zero_leaves_what_remove_leaves(bolus, meal, where, start):
     clock = Scene(2880, start)
@@ -160,7 +160,7 @@ def test_scale_by_one_is_the_identity_and_by_zero_leaves_what_remove_leaves(bolu
     assert zero.amounts.sum() == pytest.approx(kept.amounts.sum(), abs=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bolus=events, span=window, start=starts)
 def test_scaling_a_window_scales_exactly_what_is_delivered_in_it(bolus, span, start):
     """Against a minute-by-minute delivery computed on its own."""
