@@ -2,14 +2,14 @@
 and a sensor error with memory.
 
 Structure after Dalla Man 2007 and 2014 (UVA/Padova): plasma and tissue glucose with saturable uptake; insulin acts on uptake through a remote
-compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Three
+compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Four
 random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, the drift of insulin sensitivity from its
-usual value, and the slow error of the sensor. The sizes of flux and drift are the patient's own, from priors near nothing: where they need not be, they do not
-take over what insulin and meals do, and where life has much of them the readings say so (docs/accuracy.md).
+usual value, the error of every meal's count, and the slow error of the sensor. The sizes of the first three are the patient's own, from priors near
+nothing: where they need not be, they do not take over what insulin and meals do, and where life has much of them the readings say so.
 
-A bolus without a logged meal is often the bolus of a meal that nobody logged. Taken at its word it would say that insulin does little, and that
-is what attenuates what-ifs most where life is not logged in full. So such boluses imply meals, of a share of what they would cover that the
-readings decide.
+A bolus without a logged meal is often the bolus of a meal that nobody logged. Taken at its word it would say that insulin does little, so such
+boluses imply meals, of a share of what they would cover that the readings decide. A rise that stays and that no meal explains, taken for flux of
+the usual size, would say that glucose regulates itself; so while it lasts the flux may be anything. Figures: docs/accuracy.md.
 """
 
 import numpy as np
