@@ -15,6 +15,7 @@ import pandas as pd
 
 from twinlib.models.batch import Batch, Series
 from twinlib.models.glucose_two_compartment import UNLOGGED
+from twinlib.models.implied import unlogged_meals
 from twinlib.models.timeline import Events
 from twinlib.population.fit import Fitter, Stopwatch
 
@@ -94,8 +95,7 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     days, per, h = usable(grid, inputs), DAY // SLOT, AHEAD // SLOT
     train, test = days[:TRAIN], days[TRAIN : TRAIN + TEST]
     kernel = fitter.kernel
-    whole = {"glucose": Series(np.arange(len(grid)) * float(SLOT), grid)}
-    inputs = inputs | {a: e for a, e in kernel.model.imply(inputs, whole).items() if a == UNLOGGED}  # from the log alone
+    inputs = inputs | {UNLOGGED: unlogged_meals(inputs["insulin_bolus"], inputs["carbohydrate"])}  # by the whole log, which a window is too short for
     first, last = train[0], train[-1] + 1  # one episode, with whatever days lie in between
     fit = fitter.fit(window(grid, inputs, first * per, last * per), Stopwatch())[0]
     out = {"person": name, "status": fit["status"], "days_fitted": int(last - first)}

@@ -47,8 +47,7 @@ def test_a_rise_that_stays_without_a_meal_is_unexplained():
     assert found.minutes.tolist() == [570.0] and found.durations.tolist() == [135.0]  # means of 45 minutes differ by 50 from minute 610 to 665
     assert found.amounts.tolist() == found.durations.tolist()
     assert len(unexplained_rises(GRID, hill(600, -2.0), NONE)) == 0
-    spike = hill(600, 4.0) - 4.0 * np.clip(GRID - 640, 0, 40)
-    assert spike.max() == 280 and len(unexplained_rises(GRID, np.where(np.abs(GRID - 620) < 15, 200, 120), NONE)) == 0
+    assert len(unexplained_rises(GRID, np.where(np.abs(GRID - 620) < 15, 200, 120), NONE)) == 0  # a spike
 
 
 @pytest.mark.parametrize("at, found", [(590.0, 0), (530.0, 0), (440.0, 1), (700.0, 1)])
