@@ -16,12 +16,13 @@ from pyspark.sql import functions as F
 
 from twinlib import alerts, sources, synthetic
 from twinlib.engine.kernel import Kernel
+from twinlib.errors import DataError
 from twinlib.fusion import packing, quality
 from twinlib.fusion.ingest import ingest
 from twinlib.fusion.vocabulary import load_vocabulary
 from twinlib.plan import Plan
 from twinlib.population import fit as fitting
-from twinlib.population import change, learning, priors, promotion, results, rivals
+from twinlib.population import change, learning, priors, promotion, recycled, results, rivals
 from twinlib.runner import Runner
 from twinlib.tables import schemas
 from twinlib.tables.contracts import Table
@@ -145,12 +146,19 @@ class Night(Runner):
             schemas.MODEL_COMPARISONS, schemas.POPULATION_FITS,
         )
         kernel, others = plan.fitter.kernel, [Kernel(m) for m in rivals.find(config, plan.fitter.model)]
-        inputs = (s.version(schemas.TIMELINES), *[k.hash for k in (kernel, *others)])
-        with self._stage("learn", ("learn", "seed"), *inputs, reads=(schemas.TIMELINES,), writes=tables) as stage:
+        reads = (schemas.TIMELINES, *([schemas.TWINS] if config.source == "twins" else []))
+        inputs = (*map(s.version, reads), *[k.hash for k in (kernel, *others)])
+        with self._stage("learn", ("learn", "seed"), *inputs, reads=reads, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            timelines = s.read(schemas.TIMELINES)
-            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions)
+            timelines, drawn_under = s.read(schemas.TIMELINES), None
+            if config.source == "twins":
+                timelines = recycled.joined(timelines, s.read(schemas.TWINS), kernel.model)
+                versions = [r.prior_version for r in timelines.select("prior_version").dropna().distinct().collect()]
+                drawn_under = {v: promotion.chosen(s, kernel.model, v) for v in versions} or None
+                if drawn_under is None:
+                    raise DataError(f"learn.source: no twin of model {kernel.model.name} has draws of its present equations and timeline; fit first (with fit.power 1)")
+            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions, drawn_under)
             candidates, fit = self._learnt(learnt, timelines)
             for k in others if candidates else ():
                 rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)

@@ -4,8 +4,9 @@ and a sensor error with memory.
 Structure after Dalla Man 2007 and 2014 (UVA/Padova): plasma and tissue glucose with saturable uptake; insulin acts on uptake through a remote
 compartment and on endogenous production through two delays; the stomach empties at a rate that depends on how full it is. Four
 random processes are marginalised by the Kalman filter: the flux of glucose that inputs do not explain, the drift of insulin sensitivity from its
-usual value, the error of every meal's count, and the slow error of the sensor. The sizes of the first three are the patient's own, from priors near
-nothing: where they need not be, they do not take over what insulin and meals do, and where life has much of them the readings say so.
+usual course over the day, the error of every meal's count, and the slow error of the sensor. The sizes of the first three and the daily course are the
+patient's own, from priors near nothing: where they need not be, they do not take over what insulin and meals do, and where life has much of them the
+readings say so. How much life has of them is best learnt from the cohort: `SIZES` are the parameters to learn (docs/population.md).
 
 A bolus without a logged meal is often the bolus of a meal that nobody logged. Taken at its word it would say that insulin does little, so such
 boluses imply meals, of a share of what they would cover that the readings decide. A rise that stays and that no meal explains, taken for flux of
@@ -34,24 +35,27 @@ TRACE = quantity(1.0, "mg/kg")  # keeps the share of an empty stomach defined
 ONSET, RESET = 10.0, quantity(0.32, "1/min")  # min; while a meal begins, what left the stomach before is forgotten (to 4 %; stable in 5-minute steps)
 SLIGHT = quantity(1.0, "mg/kg/min")  # a meal that counts begins faster than this
 MIXING = quantity(0.36, "1/min")  # so that of the old count error a quarter is left after a meal by itself, 60 % after one as large as what is there
+DAILY = quantity(2 * np.pi / 1440, "1/min")
 DRIFT_TIME = quantity(720.0, "min")  # correlation time of insulin sensitivity: it differs within a day and between days
+SIZES = ("flux_sd", "sensitivity_drift_sd", "count_error_sd", "sensitivity_cosine", "sensitivity_sine")  # of what is not told
 UNLOGGED, UNEXPLAINED = "carbohydrate_unlogged", "unexplained"
 BURST = quantity(2.0, "mg/dL/min")  # SD of the flux, beside its usual one, while glucose rises for no reason that is known: a meal's
 WHITE_SD = quantity(4.0, "mg/dL")  # error of a reading without memory, and what a meal five minutes off its time does
 
+_COURSE = "near nothing; of the logarithm of insulin sensitivity, more at "  # Hinshaw 2013: it differs within the day, by patient
 _SOURCE = "UVA/Padova 2008: median and log-SD of 20 virtual patients, mapped (docs/accuracy.md)"
 
 
 class GlucoseTwoCompartment(Model):
     name = "glucose_two_compartment"
-    version = "5"
+    version = "6"
     states = (
         State("insulin_depot_1", "mU/L"), State("insulin_depot_2", "mU/L"), State("plasma_insulin", "mU/L"), State("insulin_action", "mU/L"),
         State("production_delay_1", "mU/L"), State("production_delay_2", "mU/L"),
         State("emptied", "mg/kg"), State("stomach_solid", "mg/kg"), State("stomach_liquid", "mg/kg"), State("gut", "mg/kg"),
         State("glucose", "mg/dL"), State("tissue_glucose", "mg/dL"), State("interstitial_glucose", "mg/dL"),
         State("flux", "mg/dL/min", noise=True), State("sensitivity_drift", "", noise=True), State("count_error", "", noise=True),
-        State("sensor_error", "mg/dL"), State("sensor_drift", "mg/dL", noise=True),
+        State("sensor_error", "mg/dL"), State("sensor_drift", "mg/dL", noise=True), State("day_cosine", ""), State("day_sine", ""),
     )
     parameters = tuple(Parameter(*row[:4], _SOURCE, *row[4:]) for row in (
         ("insulin_sensitivity", "L/mU/min", 2.37e-3, 0.6),
@@ -79,6 +83,8 @@ class GlucoseTwoCompartment(Model):
     )) + (
         Parameter("sensitivity_drift_sd", "", 0.05, 1.0, "near nothing and wide, like the flux's; of the logarithm"),
         Parameter("count_error_sd", "", 0.01, 1.5, "near nothing and wide; SD of the logarithm of eaten over logged grams, meal by meal"),
+        Parameter("sensitivity_cosine", "", 0.0, 0.08, _COURSE + "midnight, less at noon", "identity"),
+        Parameter("sensitivity_sine", "", 0.0, 0.08, _COURSE + "six in the morning, less at six in the evening", "identity"),
         Parameter("unlogged_share", "", 0.5, 1.5, "weak: what a bolus without a meal covers may not have been eaten at all", "logit"),
     )
     inputs = (
@@ -101,7 +107,8 @@ class GlucoseTwoCompartment(Model):
         slowing, quickening = p.slowing_share, p.quickening_share
         speed = tanh(2.5 / (1 - slowing) * (share - slowing)) - tanh(2.5 / quickening * (share - quickening)) + 2
         emptying = p.slowest_emptying_rate + (p.gastric_emptying_rate - p.slowest_emptying_rate) / 2 * speed
-        tissue_basal, factor = self._tissue_basal(p), exp(x.sensitivity_drift)
+        course = p.sensitivity_cosine * x.day_cosine + p.sensitivity_sine * x.day_sine
+        tissue_basal, factor = self._tissue_basal(p), exp(course + x.sensitivity_drift)
         production = positive(
             p.basal_uptake + BRAIN - p.glucose_effectiveness * (x.glucose - p.basal_glucose)
             - factor * p.production_sensitivity * x.production_delay_2, PRODUCTION_CORNER
@@ -131,6 +138,7 @@ class GlucoseTwoCompartment(Model):
             "count_error": -self._renewal(x, u) * x.count_error,
             "sensor_error": (x.sensor_drift - x.sensor_error) / p.sensor_smoothing_time,
             "sensor_drift": -x.sensor_drift / p.sensor_correlation_time,
+            "day_cosine": -DAILY * x.day_sine, "day_sine": DAILY * x.day_cosine,
         }
 
     def _renewal(self, x, u):
@@ -151,6 +159,7 @@ class GlucoseTwoCompartment(Model):
             "insulin_depot_1": first, "insulin_depot_2": TO_DEPOT_2 * first / p.insulin_absorption_rate,
             "plasma_insulin": c.basal_insulin / VI / CLEARANCE, "glucose": c.first_glucose, "interstitial_glucose": c.first_glucose,
             "tissue_glucose": positive(self._tissue_basal(p) + moved, GLUCOSE_CORNER),
+            "day_cosine": 1,  # timelines begin at local midnight
         }
 
     def initial_variance(self, p, c):

@@ -108,13 +108,13 @@ def expect(kernel: Kernel, patients: Patients, ids, z: np.ndarray, estimate: Est
     seen = out.readings > 0
     for k in np.unique(kind[seen]):
         rows = np.flatnonzero(seen & (kind == k))
-        _group(PatientKernel(kernel, columns), patients.take(rows), [ids[r] for r in rows], z[rows], estimate, s, settings, layout, rows, out, int(k))
+        _group(PatientKernel(kernel, columns), patients.take(rows), [ids[r] for r in rows], z[rows], estimate, s, settings, rows, out, int(k))
     left_out = out.status != "used"
     out.sums[left_out] = layout.left_out()
     return out
 
 
-def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate, s: Structure, settings: Settings, layout: Sums, rows, out, episodes):
+def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate, s: Structure, settings: Settings, rows, out, episodes):
     """Patients with equally many episodes (any number, where nothing differs between episodes); fills the rows of `out`."""
     n, p, q = len(patients), len(s.fitted), len(s.occasion)
     covariance = _block([estimate.omega, *[estimate.occasion] * (episodes if q else 0)])
@@ -129,6 +129,17 @@ def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate
             draws[g], weights[g] = sampled.draws, sampled.weights
             evidence[g, c], variance[g, c] = sampled.log_evidence, sampled.log_evidence_se**2
         parts.append((draws, weights, mean[:, :p]))
+    by_values = lambda theta: _by_values(kernel, patients, theta, estimate, s)  # noqa: E731
+    collect(parts, evidence, variance, patients.counts(), patients.episodes, by_values, z, estimate, s, settings.information, rows, out)
+
+
+def collect(parts, evidence, variance, readings, episodes, by_values, z, estimate: Estimate, s: Structure, information: bool, rows, out: Expected) -> None:
+    """Fill the rows of `out` from draws of their posteriors.
+
+    parts: per component draws (n, k, p and deviations), weights (n, k) and the population's mean (n, p); evidence, variance (n, C) of its
+    logarithm; readings, episodes (n,); by_values: draws -> slopes and bends by population-level parameters.
+    """
+    n, p, q, layout = len(z), len(s.fitted), len(s.occasion), Sums(s, estimate.components, information)
     with np.errstate(all="ignore"):
         joint = evidence + np.log(estimate.weights)
         total = logsumexp(joint, axis=1)
@@ -141,7 +152,7 @@ def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate
     # all components' draws side by side, weighted by component
     draws = np.concatenate([d for d, _, _ in parts], axis=1)
     weights = np.concatenate([share[:, c, None] * w for c, (_, w, _) in enumerate(parts)], axis=1)
-    of = np.repeat(np.arange(estimate.components), settings.count)
+    of = np.repeat(np.arange(estimate.components), parts[0][0].shape[1])
     theta = draws[..., :p]
     off = theta - np.stack([m for _, _, m in parts], axis=1)[:, of]
     kappa = draws[..., p:].reshape(n, draws.shape[1], -1, q) if q else np.zeros((n, draws.shape[1], 0, 0))
@@ -150,19 +161,19 @@ def _group(kernel: PatientKernel, patients: Patients, ids, z, estimate: Estimate
     spread = sums("nk,nkp->np", weights, (theta - mean[:, None]) ** 2)
     eta = sums("nk,nkp->np", weights, off)
     x = np.concatenate([np.eye(estimate.components)[of][None] * np.ones((n, 1, 1)), np.repeat(z[:, None], len(of), axis=1)], axis=2)
-    slopes, bends = _by_values(kernel, patients, draws, estimate, s)
-    score = information = np.zeros((n, 0))
-    if settings.information:
-        score, information = _louis(weights, x, off, kappa, slopes, bends, of, estimate, s)
+    slopes, bends = by_values(draws)
+    score = observed = np.zeros((n, 0))
+    if information:
+        score, observed = _louis(weights, x, off, kappa, slopes, bends, of, estimate, s)
     out.eta[rows], out.spread[rows] = np.where(used[:, None], eta, np.nan), np.where(used[:, None], np.sqrt(spread), np.nan)
     ones = np.ones(n)
     out.sums[rows] = layout.pack(
-        n, patients=ones, left_out=0 * ones, readings=patients.counts().astype(float), episodes=patients.episodes.astype(float),
+        n, patients=ones, left_out=0 * ones, readings=readings.astype(float), episodes=episodes.astype(float),
         log_likelihood=np.where(used, total, 0.0), variance=(share**2 * variance).sum(1),
         xx=sums("nk,nkd,nke->nde", weights, x, x), xm=sums("nk,nkd,nkp->ndp", weights, x, theta),
         second=sums("nk,nkp,nkr->npr", weights, theta, theta), deviations=sums("nk,nkja,nkjb->nab", weights, kappa, kappa),
         gradient=sums("nk,nkm->nm", weights, slopes), curvature=sums("nk,nkml->nml", weights, bends), weight=share, spread=spread, eta=eta, eta2=eta**2,
-        information=information, score=score,
+        information=observed, score=score,
     )
 
 

@@ -7,7 +7,7 @@ buckets in theirs. What the driver holds does not grow with the number of patien
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,12 @@ from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import DataError
 from twinlib.models.batch import decode
-from twinlib.population import learn, settings
+from twinlib.population import learn, recycled, settings
 from twinlib.population.design import Column, design
 from twinlib.population.estimate import Estimate, Structure
 from twinlib.population.expectation import Expected, Settings, Sums, expect
 from twinlib.population.patients import Patients, occasion_columns
+from twinlib.population.priors import Prior
 from twinlib.tables.schemas import POPULATION_MEMBERS
 
 BUCKETS = 64  # of patients; fixed, because the order of sums depends on it
@@ -51,6 +52,7 @@ class Worker:
     estimate: Estimate
     structure: Structure
     settings: Settings
+    twins: Mapping[str, Prior] | None = None  # the priors under which twins were fitted, by version, where their draws are learnt from
 
     def run(self, table: pa.Table) -> tuple[list[str], np.ndarray, Expected]:
         """Whole patients (rows of timelines, sorted by patient): their ids, numbers of episodes and E-step. An exception is the status of the
@@ -59,6 +61,8 @@ class Worker:
         at = np.array([0, *[i for i in range(1, len(ids)) if ids[i] != ids[i - 1]], len(ids)])
         who = [ids[i] for i in at[:-1]]
         try:
+            if self.twins is not None:
+                return self._recycled(table, at, who)
             batch = decode(table)
             with np.errstate(all="ignore"):  # what is not finite becomes a status
                 data = batch.data(self.kernel.model, self.kernel.nominal_step)
@@ -70,6 +74,11 @@ class Worker:
             parts = [self.run(table.slice(a, b - a))[2] for a, b in zip(at[:-1], at[1:])]
             joined = Expected(*[np.concatenate([getattr(x, f) for x in parts]) for f in Expected.__dataclass_fields__])
             return who, np.diff(at), joined
+
+    def _recycled(self, table: pa.Table, at: np.ndarray, who: list[str]) -> tuple[list[str], np.ndarray, Expected]:
+        """The E-step from the draws that the patients' twins have already."""
+        drawn, covariates = recycled.decode(table, at, len(self.structure.fitted), self.twins)
+        return who, np.diff(at), recycled.expect(drawn, design(self.columns, covariates), self.estimate, self.structure, self.settings.information)
 
     def _failed(self, reason: str) -> Expected:
         p, c = len(self.structure.fitted), self.estimate.components
@@ -145,7 +154,7 @@ def bucket() -> SparkColumn:
 def arranged(timelines: DataFrame, partitions: int) -> DataFrame:
     """The rows that may be fitted, by bucket and patient, ready for passes."""
     count = max(min(partitions, BUCKETS), 1)
-    rows = timelines.where("status = 'ready'").select(bucket().alias("bucket"), *READ)
+    rows = timelines.where("status = 'ready'").select(bucket().alias("bucket"), *READ, *(c for c in recycled.COLUMNS if c in timelines.columns))
     return rows.repartitionById(count, F.col("bucket") % count).sortWithinPartitions("bucket", "patient_id", "episode")
 
 
@@ -222,17 +231,23 @@ class Learning:
     best: learn.Learnt
     bics: list[float]
     traces: dict[int, list[learn.Iteration]]
+    twins: Mapping[str, Prior] | None = None
 
     @property
     def model(self) -> Model:
         return self.kernel.model
 
     def worker(self) -> Worker:
-        return Worker(self.kernel, self.columns, self.best.estimate, self.best.structure, Settings(self.config.draws, self.seed))
+        return Worker(self.kernel, self.columns, self.best.estimate, self.best.structure, Settings(self.config.draws, self.seed), self.twins)
 
 
-def learn_population(spark: SparkSession, timelines: DataFrame, kernel: Kernel, config: LearnConfig, seed: int, partitions: int) -> Learning:
-    """Estimate the population of a model from its timelines. Raises ConfigError, or DataError where there is nothing to learn from."""
+def learn_population(
+    spark: SparkSession, timelines: DataFrame, kernel: Kernel, config: LearnConfig, seed: int, partitions: int, twins: Mapping[str, Prior] | None = None
+) -> Learning:
+    """Estimate the population of a model from its timelines. Raises ConfigError, or DataError where there is nothing to learn from.
+
+    twins: priors by version, where `timelines` has the twins' columns too (`recycled.joined`) and their draws are learnt from.
+    """
     settings.check(config, kernel.model)
     chosen, known = sampled(timelines, config.sample, seed)
     rows = arranged(chosen, min(partitions, 1 + min(known, config.sample) // TASK)).persist()
@@ -245,7 +260,7 @@ def learn_population(spark: SparkSession, timelines: DataFrame, kernel: Kernel, 
         shares = (max(WARM_UP / patients, 1 / BUCKETS), 1.0) if patients > 2 * WARM_UP else (1.0,)
 
         def step(estimate: Estimate, information: bool, share: float) -> np.ndarray:
-            worker = Worker(kernel, found, estimate, structure, Settings(config.draws, seed, information))
+            worker = Worker(kernel, found, estimate, structure, Settings(config.draws, seed, information), twins)
             part = rows if share == 1.0 else rows.where(F.col("bucket") < int(np.ceil(share * BUCKETS)))
             got = part.mapInArrow(worker.totals, _SUMS).collect()
             total = np.zeros(Sums(structure, estimate.components, information).size)
@@ -253,14 +268,14 @@ def learn_population(spark: SparkSession, timelines: DataFrame, kernel: Kernel, 
                 total = total + np.array(row.sums)
             return total
 
-        runs = [learn.run(step, start, structure, config.iterations, config.tolerance, shares)]
+        runs = [learn.run(step, start, structure, config.iterations, config.tolerance, shares, config.prior_patients)]
         while len(runs) < config.phenotypes and runs[-1].status == "converged" and (len(runs) < 2 or runs[-1].bic < runs[-2].bic):
-            worker = Worker(kernel, found, runs[0].estimate, structure, Settings(config.draws, seed))
+            worker = Worker(kernel, found, runs[0].estimate, structure, Settings(config.draws, seed), twins)
             runs.append(learn.run(step, _split(rows, worker, len(runs) + 1, seed), structure, config.iterations, config.tolerance, shares))
         usable = [r for r in runs if r.status == "converged"] or runs[:1]
         best = min(usable, key=lambda r: r.bic)
         return Learning(
-            kernel, config, seed, found, missing, known, best, [r.bic for r in runs], {r.estimate.components: r.trace for r in runs},
+            kernel, config, seed, found, missing, known, best, [r.bic for r in runs], {r.estimate.components: r.trace for r in runs}, twins,
         )
     finally:
         rows.unpersist()

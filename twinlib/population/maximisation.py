@@ -9,6 +9,31 @@ from twinlib.population.estimate import Estimate, Structure, positive
 LONGEST = 0.5  # step of a population-level parameter on the transformed scale
 
 
+def believed(sums: dict[str, np.ndarray], prior: Estimate, patients: float) -> dict[str, np.ndarray]:
+    """The sums with `patients` more, who are spread as `prior` says, with the covariates of the reference: few patients cannot make a variance
+    vanish. The mode of the estimate under the conjugate (normal-inverse-Wishart) prior."""
+    if not patients:
+        return sums
+    out, c = {k: v.copy() for k, v in sums.items()}, prior.components
+    for a, share in enumerate(patients * prior.weights):
+        out["xx"][a, a] += share
+        out["xm"][a] += share * prior.coefficients[a]
+        out["second"] += share * (prior.omega + np.outer(prior.coefficients[a], prior.coefficients[a]))
+    out["weight"][:c] += patients * prior.weights
+    return out
+
+
+def belief(estimate: Estimate, prior: Estimate, patients: float) -> float:
+    """What those `patients` add to the log likelihood of `estimate`, up to a constant."""
+    if not patients:
+        return 0.0
+    precision, out = np.linalg.inv(estimate.omega), -np.linalg.slogdet(estimate.omega)[1]
+    for a, share in enumerate(prior.weights):
+        off = prior.coefficients[a] - estimate.coefficients[a]
+        out -= share * float(np.sum(precision * (prior.omega + np.outer(off, off))))
+    return 0.5 * patients * out
+
+
 def maximise(sums: dict[str, np.ndarray], estimate: Estimate, s: Structure) -> tuple[Estimate, bool]:
     """The next estimate from sums as `expectation.Sums` unpacks them, and whether Omega was kept from becoming singular.
 

@@ -53,6 +53,7 @@ def settings_for(config: LearnConfig, rival: Model) -> LearnConfig:
     omega = config.omega if isinstance(config.omega, str) else tuple(b for b in config.omega if set(b) <= fitted)
     return config.model_copy(update={
         "omega": omega, "effects": tuple(e for e in config.effects if e.parameter in fitted), "fixed": tuple(n for n in config.fixed if n in names),
+        "only": tuple(n for n in config.only if n in names), "source": "timelines",
         "start": {n: v for n, v in config.start.items() if n in names}, "phenotypes": 1, "rivals": (),
     })
 

@@ -16,13 +16,22 @@ def check(config: LearnConfig, model: Model) -> None:
     """Raises ConfigError where the configuration names a parameter that the model has not, or the same twice."""
     fitted, names = [q.name for q in model.fitted], [q.name for q in model.parameters]
     for key, chosen, known in (
-        ("fixed", config.fixed, names), ("effects", [e.parameter for e in config.effects], fitted),
+        ("fixed", config.fixed, names), ("only", config.only, names), ("effects", [e.parameter for e in config.effects], fitted),
         ("omega", [] if isinstance(config.omega, str) else [n for b in config.omega for n in b], fitted),
         ("start", config.start, names),
     ):
         unknown = sorted(set(chosen) - set(known))
         if unknown:
             raise ConfigError(f"learn.{key}: {', '.join(unknown)}: no parameter of model {model.name} for that, expected some of {', '.join(known)}")
+    if config.only and config.fixed:
+        raise ConfigError("learn.only: names all that is learnt, so learn.fixed must be left out")
+    if config.prior_patients and config.phenotypes > 1:
+        raise ConfigError("learn.prior_patients: the model's prior is of one phenotype, so learn.phenotypes must be 1")
+    if config.source == "twins":
+        for what, shared in (("that all patients share", [q.name for q in population_level(model)]), ("that differ between episodes", [fitted[j] for j in occasion_columns(model)])):
+            free = sorted(set(shared) - set(fixed(config, model)))
+            if free:
+                raise ConfigError(f"learn.source: twins know nothing of parameters {what}: {', '.join(free)}; fix them, or learn from timelines")
     if not isinstance(config.omega, str):
         listed = [n for b in config.omega for n in b]
         if len(listed) != len(set(listed)):
@@ -30,6 +39,11 @@ def check(config: LearnConfig, model: Model) -> None:
     pairs = [(e.parameter, e.covariate, e.kind) for e in config.effects]
     if len(set(pairs)) < len(pairs):
         raise ConfigError("learn.effects: the same effect stands twice")
+
+
+def fixed(config: LearnConfig, model: Model) -> tuple[str, ...]:
+    """Names of the parameters that keep the model's prior."""
+    return tuple(q.name for q in model.parameters if q.name not in config.only) if config.only else config.fixed
 
 
 def covariates(config: LearnConfig) -> tuple[str, ...]:
@@ -47,7 +61,8 @@ def start(config: LearnConfig, model: Model, columns: tuple[Column, ...], severa
     fitted, shared = model.fitted, population_level(model)
     names = [q.name for q in fitted]
     p, q = len(fitted), len(occasion_columns(model))
-    varies = np.array([n not in config.fixed for n in names])
+    constant = fixed(config, model)
+    varies = np.array([n not in constant for n in names])
     if isinstance(config.omega, str):
         omega = np.outer(varies, varies) if config.omega == "full" else np.diag(varies)
     else:
@@ -74,6 +89,6 @@ def start(config: LearnConfig, model: Model, columns: tuple[Column, ...], severa
     occasion = np.diag(0.25 * variance[occasion_columns(model)]) if q and several_episodes else np.zeros((q, q)) + np.eye(q) * 1e-6
     structure = Structure(
         tuple(names), tuple(x.name for x in shared), varies, effects, omega.astype(bool),
-        np.eye(q, dtype=bool) & several_episodes, np.array([x.name not in config.fixed for x in shared], bool),
+        np.eye(q, dtype=bool) & several_episodes, np.array([x.name not in constant for x in shared], bool),
     )
     return Estimate(np.vstack([mean, coefficients]), np.diag(variance), occasion, values, np.ones(1)), structure
