@@ -1,4 +1,4 @@
-"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] [SIZE=small] [POWER=0.5] -> out/benchmarks/whatif.json
+"""What-ifs against a truth that the twin has not seen: make bench NAME=whatif [DATA=folder] [SIZE=small] [POWER=0.5] [PRIOR=published] -> out/benchmarks/whatif.json
 
 DATA is a folder in the layout of simglucose_days: per patient a baseline and what-ifs of it, with noise-free glucose. The twin is fitted to the
 baseline's sensor readings, insulin and announced meals alone, on the way of the fit stage, and asked for every other scenario found there.
@@ -8,7 +8,8 @@ rmse: of the predicted level against noise-free glucose (mg/dL). shift_error: RM
 shift_ratio: mean predicted over mean true shift. tir_error, tbr_error: absolute error of time in 70-180 and below 70 (points). coverage_90:
 share of patients whose 90 % interval of the effect on mean glucose contains the true one.
 
-The same for people of our own synthetic truth, as the twin's model has it (`model_right`) and with what real life adds (`life`); 60-minute
+The twins' prior is learnt from the readings of the patients themselves, as far as it concerns what is not told (PRIOR=published: the model's own): first
+fits, the learn stage's estimate from their draws, second fits. The same for people of our own synthetic truth, as the twin's model has it (`model_right`) and with what real life adds (`life`); 60-minute
 forecasts on real data; speed. Each part is written as soon as it is there.
 """
 
@@ -28,14 +29,17 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import forecasts, simglucose, whatif_speed
-from twinlib.config import FitConfig
+from twinlib.config import FitConfig, LearnConfig
 from twinlib.engine.kernel import Data, Kernel
 from twinlib.engine.trace import trace
 from twinlib.models import find
 from twinlib.models.batch import Batch, Series
+from twinlib.models.glucose_two_compartment import SIZES
 from twinlib.models.timeline import Events
+from twinlib.population import learn, recycled, settings
+from twinlib.population.estimate import Estimate
 from twinlib.population.fit import Fitter, Stopwatch
-from twinlib.population.priors import published
+from twinlib.population.priors import Prior, published
 from twinlib.synthetic import life
 from twinlib.whatif.simulate import Replay
 
@@ -45,6 +49,8 @@ FOLDER = Path(os.environ.get("DATA") or SHARED / "simglucose_days")
 SMALL = os.environ.get("SIZE") == "small"
 MODEL, DRAWS, EVALUATED, MOVES, STARTS, SEED = "glucose_two_compartment", 64, 512, 100, 4, 1
 POWER = float(os.environ.get("POWER", "1"))  # of the likelihood in posterior draws
+LEARNED = os.environ.get("PRIOR", "learned") == "learned"
+FIRST = {"starts": 1, "importance_draws": 256, "moves": 20}  # of the fits that the prior is learnt from
 PEOPLE, DAYS = (4, 4) if SMALL else (int(os.environ.get("PEOPLE", "20")), 14)  # of our own simulation
 LEVEL, SHIFT = ("rmse", "tir_error", "tbr_error"), ("shift_error", "shift_ratio")
 
@@ -75,9 +81,37 @@ def _clean(kernel: Kernel, replay: Replay, data: Data) -> np.ndarray:
     return kernel.simulate(replay.theta, lanes, data, replay.noise * patient, replay.start * patient)[:, 0].reshape(len(lanes), -1)
 
 
-def judge(cases: Sequence[Case], model: str = MODEL) -> list[dict]:
-    """Figures of some patients by scenario; those of a patient whose fit has failed are its status."""
+def first(cases: Sequence[Case], model: str = MODEL) -> list[dict]:
+    """Twins under the model's own prior, to learn from."""
     fit = fitter(model)
+    fit = dataclasses.replace(fit, config=fit.config.model_copy(update=FIRST))
+    return fit.fit(Batch.stack([c.factual for c in cases]), Stopwatch())
+
+
+def learnt(rows: Sequence[dict], model: str = MODEL) -> Prior:
+    """The prior that twins teach, of how much they are not told; the model's own counts as one patient."""
+    fit = fitter(model)
+    names, usable = [q.name for q in fit.model.fitted], [r for r in rows if r["status"] == "converged"]
+    if len(usable) < 2:
+        return fit.prior
+    column = lambda name: np.array([r[name] for r in usable])  # noqa: E731
+    n, before = len(usable), fit.prior.normal([{}])
+    drawn = recycled.Drawn(
+        column("draws").reshape(n, -1, len(names)), (before,) * n, column("log_evidence"), column("log_evidence_se"), column("n_observations"), np.full(n, None),
+    )
+    how = LearnConfig(source="twins", only=SIZES, prior_patients=1.0, tolerance=0.01)
+    start, structure = settings.start(how, fit.model, (), False)
+
+    def step(estimate: Estimate, information: bool, _: float) -> np.ndarray:
+        return recycled.expect(drawn, np.zeros((n, 0)), estimate, structure, information).sums.sum(0)
+
+    out = learn.run(step, start, structure, how.iterations, how.tolerance, (1.0,), how.prior_patients)
+    return Prior("learned", out.estimate.coefficients[0], out.estimate.omega) if out.status == "converged" else fit.prior
+
+
+def judge(cases: Sequence[Case], model: str = MODEL, prior: Prior | None = None) -> list[dict]:
+    """Figures of some patients by scenario; those of a patient whose fit has failed are its status."""
+    fit = fitter(model) if prior is None else dataclasses.replace(fitter(model), prior=prior)
     rows = fit.fit(Batch.stack([c.factual for c in cases]), Stopwatch())
     return [figures for case, row in zip(cases, rows) for figures in _judged(case, row, fit.kernel)]
 
@@ -182,14 +216,16 @@ def accuracy(cases: list[Case], model: str = MODEL, workers: int = 2) -> tuple[d
     fitter(model).kernel.compile()  # once, into the cache that the workers read
     parts = [cases[w::workers] for w in range(min(workers, len(cases)))]
     with ProcessPoolExecutor(workers) as pool:
-        cells = [c for part in pool.map(judge, parts, [model] * len(parts)) for c in part]
+        prior = learnt([r for part in pool.map(first, parts, [model] * len(parts)) for r in part], model) if LEARNED else fitter(model).prior
+        cells = [c for part in pool.map(judge, parts, [model] * len(parts), [prior] * len(parts)) for c in part]
     order = {c.patient: n for n, c in enumerate(cases)}
     cells.sort(key=lambda c: order[c["patient"]])
-    return summary(cells), cells
+    sizes = {q.name: (float(q.natural(prior.mean[j])), float(prior.sd[j])) for j, q in enumerate(fitter(model).model.fitted) if q.name in SIZES}
+    return summary(cells) | {"prior": {"version": prior.version, "median_and_sd": sizes}}, cells
 
 
 def main() -> None:
-    began, result = time.monotonic(), {"data": FOLDER.name, "model": MODEL, "power": POWER, "size": "small" if SMALL else "full"}
+    began, result = time.monotonic(), {"data": FOLDER.name, "model": MODEL, "prior": "learned" if LEARNED else "published", "power": POWER, "size": "small" if SMALL else "full"}
     out = REPO / "out" / "benchmarks" / "whatif.json"
     out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -200,7 +236,7 @@ def main() -> None:
         print(f"{what}: {result['seconds']} s", file=sys.stderr)
 
     found, cells = accuracy(simglucose_cases(FOLDER)[: 1 if SMALL else None])
-    add("patients of the other simulator", {**found["overall"], "scenarios": found["scenarios"], "cells": cells})
+    add("patients of the other simulator", {**found["overall"], "learnt": found["prior"], "scenarios": found["scenarios"], "cells": cells})
     add("speed", whatif_speed.speed())
     for name, how in (("model_right", life.Life()), ("life", life.REAL)):
         add(name, {name: accuracy(own_cases(how, 7))[0]})

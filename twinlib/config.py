@@ -157,7 +157,7 @@ class LearnConfig(Strict):
 
     source: Literal["timelines", "twins"] = "timelines"  # new draws of every patient in every iteration, or those that the twins have already
     only: tuple[str, ...] = ()  # parameters that are learnt, all others are fixed; none: all but `fixed`
-    prior_patients: Annotated[float, Field(ge=0)] = 0.0  # patients that the model's own prior counts as
+    prior_patients: Annotated[float, Field(ge=0)] = 0.0  # that the model's prior counts as, for the spread between patients
     omega: Literal["full", "diagonal"] | tuple[tuple[str, ...], ...] = "diagonal"  # or blocks of parameters that vary together
     effects: tuple[EffectConfig, ...] = ()
     fixed: tuple[str, ...] = ()  # parameters that keep the model's prior (or `start`)

@@ -12,7 +12,7 @@ import numpy as np
 
 from twinlib.population.estimate import Estimate, Structure
 from twinlib.population.expectation import Sums
-from twinlib.population.maximisation import belief, believed, maximise
+from twinlib.population.maximisation import belief, maximise
 
 Step = Callable[[Estimate, bool, float], np.ndarray]  # estimate, with information?, share of the patients -> sums
 DROP = 1.0  # units of log likelihood below the best that an accelerated step may fall before it is taken back
@@ -65,12 +65,12 @@ def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: f
 
     The distance is judged from the last change and the rate at which changes shrink. shares: EM runs on these shares of the patients one after
     the other, the last on all. Steps are accelerated (SQUAREM, Varadhan & Roland 2008); one that lowers the likelihood is taken back.
-    prior_patients: so many further patients are taken to be spread as `start` says.
+    prior_patients: `start` counts as so many patients in what is said of the spread between patients.
     """
     trace: list[Iteration] = []
     estimate, status, reason = start, "not_converged", "iteration_limit"
     for share in shares:
-        estimate, status, reason = _climb(step, estimate, s, iterations, tolerance if share == shares[-1] else 5 * tolerance, share, trace, (start, prior_patients))
+        estimate, status, reason = _climb(step, estimate, s, iterations, tolerance if share == shares[-1] else 5 * tolerance, share, trace, (start.omega, prior_patients))
         if status == "diverged":
             break
     estimate = estimate.ordered()
@@ -80,14 +80,14 @@ def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: f
     return Learnt(status, reason, estimate, s, ll, float(np.sqrt(final["variance"])), errors, final, trace)
 
 
-def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, share: float, trace: list[Iteration], prior: tuple[Estimate, float]):
+def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, share: float, trace: list[Iteration], prior: tuple[np.ndarray, float]):
     """EM on one share of the patients: the estimate, status and reason. `trace` grows by its iterations."""
     layout = Sums(s, start.components, False)
     best, best_ll, before, singular, most = start, -np.inf, None, 0, 0
     current, plain, path = start, start, []  # path: estimates of plain steps since the last acceleration
     for _ in range(iterations):
         sums = layout.unpack(step(current, False, share))
-        used, ll = int(sums["patients"] - sums["left_out"]), float(sums["log_likelihood"]) + belief(current, *prior)
+        used, ll = int(sums["patients"] - sums["left_out"]), float(sums["log_likelihood"]) + belief(current.omega, *prior)
         if used < most and current is not plain:  # a step too long for some patients, without whom the likelihood says nothing
             current, path = plain, []
             continue
@@ -105,7 +105,7 @@ def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance
             continue
         if ll > best_ll:
             best, best_ll = current, ll
-        following, floored = maximise(believed(sums, *prior), current, s)
+        following, floored = maximise(sums, current, s, *prior)
         singular = singular + 1 if floored else 0
         change = following.vector(s) - current.vector(s)
         largest = float(np.abs(change).max()) if change.size else 0.0

@@ -9,42 +9,25 @@ from twinlib.population.estimate import Estimate, Structure, positive
 LONGEST = 0.5  # step of a population-level parameter on the transformed scale
 
 
-def believed(sums: dict[str, np.ndarray], prior: Estimate, patients: float) -> dict[str, np.ndarray]:
-    """The sums with `patients` more, who are spread as `prior` says, with the covariates of the reference: few patients cannot make a variance
-    vanish. The mode of the estimate under the conjugate (normal-inverse-Wishart) prior."""
-    if not patients:
-        return sums
-    out, c = {k: v.copy() for k, v in sums.items()}, prior.components
-    for a, share in enumerate(patients * prior.weights):
-        out["xx"][a, a] += share
-        out["xm"][a] += share * prior.coefficients[a]
-        out["second"] += share * (prior.omega + np.outer(prior.coefficients[a], prior.coefficients[a]))
-    out["weight"][:c] += patients * prior.weights
-    return out
+def belief(omega: np.ndarray, prior: np.ndarray, patients: float) -> float:
+    """What an inverse Wishart prior that counts as `patients` patients with covariance `prior` adds to the log likelihood of omega, up to a constant."""
+    return -0.5 * patients * float(np.linalg.slogdet(omega)[1] + np.sum(np.linalg.inv(omega) * prior)) if patients else 0.0
 
 
-def belief(estimate: Estimate, prior: Estimate, patients: float) -> float:
-    """What those `patients` add to the log likelihood of `estimate`, up to a constant."""
-    if not patients:
-        return 0.0
-    precision, out = np.linalg.inv(estimate.omega), -np.linalg.slogdet(estimate.omega)[1]
-    for a, share in enumerate(prior.weights):
-        off = prior.coefficients[a] - estimate.coefficients[a]
-        out -= share * float(np.sum(precision * (prior.omega + np.outer(off, off))))
-    return 0.5 * patients * out
-
-
-def maximise(sums: dict[str, np.ndarray], estimate: Estimate, s: Structure) -> tuple[Estimate, bool]:
+def maximise(sums: dict[str, np.ndarray], estimate: Estimate, s: Structure, prior: np.ndarray | None = None, patients: float = 0.0) -> tuple[Estimate, bool]:
     """The next estimate from sums as `expectation.Sums` unpacks them, and whether Omega was kept from becoming singular.
 
     Coefficients by generalised least squares under the present Omega (free entries only), Omega as the second moment about them (its free
-    entries; block structures stay exact), values by Newton on the expected log likelihood.
+    entries; block structures stay exact), values by Newton on the expected log likelihood. With `patients`, Omega is the mode under `belief`, so
+    that a few patients cannot make a variance vanish.
     """
     free = s.regression(estimate.components)
     coefficients = _regression(sums, estimate, free)
     n = sums["weight"].sum()
     fit = coefficients.T @ sums["xm"]
     moment = (sums["second"] - fit - fit.T + coefficients.T @ sums["xx"] @ coefficients) / n
+    if patients:
+        moment = (n * moment + patients * prior) / (n + patients)
     omega, singular = positive(np.where(s.omega, 0.5 * (moment + moment.T), estimate.omega))
     occasion = estimate.occasion
     if len(occasion) and sums["episodes"] > 0:

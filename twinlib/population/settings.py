@@ -25,8 +25,6 @@ def check(config: LearnConfig, model: Model) -> None:
             raise ConfigError(f"learn.{key}: {', '.join(unknown)}: no parameter of model {model.name} for that, expected some of {', '.join(known)}")
     if config.only and config.fixed:
         raise ConfigError("learn.only: names all that is learnt, so learn.fixed must be left out")
-    if config.prior_patients and config.phenotypes > 1:
-        raise ConfigError("learn.prior_patients: the model's prior is of one phenotype, so learn.phenotypes must be 1")
     if config.source == "twins":
         for what, shared in (("that all patients share", [q.name for q in population_level(model)]), ("that differ between episodes", [fitted[j] for j in occasion_columns(model)])):
             free = sorted(set(shared) - set(fixed(config, model)))
