@@ -89,6 +89,14 @@ def autoregression(grid: np.ndarray, train: np.ndarray, origins: np.ndarray) -> 
     return lags(origins) @ np.linalg.lstsq(x[ok], y[ok], rcond=None)[0]
 
 
+def at_clock(theta: np.ndarray, names: Sequence[str], minutes: np.ndarray) -> np.ndarray:
+    """(n, p) parameters for windows that begin so many minutes after midnight (n,): the twin takes its row's begin to be midnight."""
+    angle, out = 2 * np.pi * minutes / 1440, np.tile(theta, (len(minutes), 1))
+    i, j = names.index("sensitivity_cosine"), names.index("sensitivity_sine")
+    out[:, i], out[:, j] = theta[i] * np.cos(angle) + theta[j] * np.sin(angle), theta[j] * np.cos(angle) - theta[i] * np.sin(angle)
+    return out
+
+
 def judge(fitter: Fitter, folder: Path, name: str) -> dict:
     """RMSE (mg/dL) of the three forecasts of one person, and the unexplained flux that was learnt."""
     grid, inputs = person(folder, name)
@@ -117,7 +125,8 @@ def judge(fitter: Fitter, folder: Path, name: str) -> dict:
         begins = np.tile(constants, (len(parts), 1))
         begins[:, [c.name for c in kernel.model.constants].index("first_glucose")] = batch.first("glucose")
         data = batch.data(kernel.model, kernel.nominal_step, begins)
-        e, _ = kernel.innovations(np.tile(theta, (len(parts), 1)), np.arange(len(parts)), data)
+        begun = at_clock(theta, [q.name for q in kernel.model.fitted], (origins[a : a + 256] - per) * SLOT % DAY)
+        e, _ = kernel.innovations(begun, np.arange(len(parts)), data)
         predicted[a : a + len(parts)] = truth[a : a + len(parts)] - e[data.slot_at[1:] - 1, 0]
     rmse = lambda x: float(np.sqrt(np.mean((x - truth) ** 2)))  # noqa: E731
     natural = dict(zip([q.name for q in kernel.model.fitted], kernel.model.fitted_natural(theta)))

@@ -6,12 +6,14 @@ from datetime import date
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import logit
 
 from twinlib.config import GenerateConfig
 from twinlib.engine.kernel import Kernel
 from twinlib.engine.trace import trace
 from twinlib.models import find
 from twinlib.models.batch import Batch, Series
+from twinlib.models.glucose_two_compartment import SIZES
 from twinlib.models.timeline import Events
 from twinlib.synthetic import generate, life, life_cohort
 
@@ -45,15 +47,19 @@ def test_what_is_not_told(days):
 
 
 def test_the_dynamics_are_those_of_the_twin_in_the_engine():
-    """Two implementations of the same equations: without noise the traces agree where the meals' memory is not smoothed."""
-    quiet = life.live(range(3), 1, life.Life(flux_times=0.0), 5)
+    """Two implementations of the same equations: without noise the traces agree where the meals' memory is not smoothed. Insulin sensitivity has
+    a daily course in both."""
+    quiet = life.live(range(3), 1, life.Life(flux_times=0.0, within_day=0.25), 5)
     model = find("glucose_two_compartment")
     kernel = Kernel(model)
     names = [kernel.model.states[i].name for i in trace(model).noisy]
     at = np.arange(288) * 5.0
     for i in range(3):
         p = {q.name: quiet.parameters[q.name][i] if q.name in quiet.parameters else q.median for q in model.parameters}
-        theta = np.array([[np.log(p[q.name] / (1 - p[q.name])) if q.transform == "logit" else np.log(p[q.name]) for q in model.fitted]])
+        midnight, six = np.log(quiet.world["sensitivity"][i, [0, 360]])
+        p |= {"sensitivity_cosine": midnight, "sensitivity_sine": six}
+        transformed = {"log": np.log, "logit": logit, "identity": float}
+        theta = np.array([[transformed[q.transform](p[q.name]) for q in model.fitted]])
         events = lambda x: Events.of(np.flatnonzero(x), x[x > 0])  # noqa: E731
         inputs = {
             "insulin_bolus": events(quiet.bolus[i]), "carbohydrate": events(quiet.eaten[i]),
@@ -75,7 +81,7 @@ def test_the_dynamics_are_those_of_the_twin_in_the_engine():
 def test_a_cohort_of_life_is_written_in_the_shapes_of_exports(tmp_path):
     assert generate(GenerateConfig(root=str(tmp_path / "c"), patients=4, days=2, dirty=False, life=True), 3) is True
     truth = pq.read_table(tmp_path / "c" / "truth" / "parameters.parquet").to_pandas()
-    assert {q.name for q in find("glucose_two_compartment").fitted} - set(truth.parameter) == {"unlogged_share", "sensitivity_drift_sd", "count_error_sd"} and truth.patient.nunique() == 4
+    assert {q.name for q in find("glucose_two_compartment").fitted} - set(truth.parameter) == {"unlogged_share", *SIZES} - {"flux_sd"} and truth.patient.nunique() == 4
     lived = life.live(range(4), 2, life.REAL, 3)
     weights = {r["patient"]: float(r["body_weight_kg"]) for r in csv.DictReader((tmp_path / "c" / "patients.csv").open())}
     assert weights["10002"] == lived.weight[2]
