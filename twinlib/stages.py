@@ -15,6 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from twinlib import alerts, sources, synthetic
+from twinlib.engine.contract import Model
 from twinlib.engine.kernel import Kernel
 from twinlib.errors import DataError
 from twinlib.fusion import packing, quality
@@ -151,15 +152,10 @@ class Night(Runner):
         with self._stage("learn", ("learn", "seed"), *inputs, reads=reads, writes=tables) as stage:
             if stage.same:
                 return stage.unchanged()
-            timelines, drawn_under = s.read(schemas.TIMELINES), None
-            if config.source == "twins":
-                timelines = recycled.joined(timelines, s.read(schemas.TWINS), kernel.model)
-                versions = [r.prior_version for r in timelines.select("prior_version").dropna().distinct().collect()]
-                drawn_under = {v: promotion.chosen(s, kernel.model, v) for v in versions} or None
-                if drawn_under is None:
-                    raise DataError(f"learn.source: no twin of model {kernel.model.name} has draws of its present equations and timeline; fit first (with fit.power 1)")
-            learnt = learning.learn_population(self.spark, timelines, kernel, config, seed, self.partitions, drawn_under)
-            candidates, fit = self._learnt(learnt, timelines)
+            timelines = s.read(schemas.TIMELINES)
+            own, drawn_under = self._with_twins(timelines, kernel.model) if config.source == "twins" else (timelines, None)
+            learnt = learning.learn_population(self.spark, own, kernel, config, seed, self.partitions, drawn_under)
+            candidates, fit = self._learnt(learnt, own)
             for k in others if candidates else ():
                 rival = learning.learn_population(self.spark, timelines, k, rivals.settings_for(config, k.model), seed, self.partitions)
                 candidates += self._learnt(rival, timelines)[0]
@@ -168,6 +164,14 @@ class Night(Runner):
             found = rivals.comparisons(s.read(schemas.POPULATION_MEMBERS), candidates[0], candidates) if candidates else s.empty(schemas.MODEL_COMPARISONS)
             s.replace(schemas.MODEL_COMPARISONS, found)
             stage.counts.update({k: fit[k] for k in ("patients", "patients_left_out", "patients_known", "readings", "iterations", "phenotypes")})
+
+    def _with_twins(self, timelines: DataFrame, model: Model) -> tuple[DataFrame, dict[str, priors.Prior]]:
+        """Timelines beside the draws of their twins, and the priors under which these were drawn. Raises DataError where there are none."""
+        found = recycled.joined(timelines, self.storage.read(schemas.TWINS), model)
+        versions = [r.prior_version for r in found.select("prior_version").dropna().distinct().collect()]
+        if not versions:
+            raise DataError(f"learn.source: no twin of model {model.name} has draws of its present equations and timeline; fit first (with fit.power 1)")
+        return found, {v: promotion.chosen(self.storage, model, v) for v in versions}
 
     def _learnt(self, learnt: learning.Learning, timelines: DataFrame) -> tuple[list[rivals.Candidate], dict]:
         """Write what was learnt: the model and its new version (none where learning has diverged), and the row of `population_fits`."""

@@ -100,6 +100,9 @@ def test_twins_teach_what_new_draws_would(fitted):
     a, b = (learning.learn_population(night.spark, frame.repartition(k), kernel, night.config.learn, night.config.seed, k, under) for k in (1, 5))
     assert a.best.log_likelihood == b.best.log_likelihood and (a.best.estimate.omega == b.best.estimate.omega).all()
 
+    two = learning.learn_population(night.spark, frame, kernel, night.config.learn.model_copy(update={"phenotypes": 2}), 1, 2, under)
+    assert len(two.bics) == 2 and two.best.estimate.components == 1  # there is one kind of subject here
+
     # a timeline that has changed since, and one without a twin, have no draws
     changed = stored[0].withColumn("content_hash", F.when(F.col("patient_id") == "s0001", "new").otherwise(F.col("content_hash")))
     why = {r.patient_id: (r.twin_reason, r.draws) for r in recycled.joined(changed, stored[1].where("patient_id != 's0002'"), ONE).collect()}

@@ -151,10 +151,10 @@ def bucket() -> SparkColumn:
     return F.pmod(F.xxhash64("patient_id", F.lit("learn")), F.lit(BUCKETS)).cast("int")
 
 
-def arranged(timelines: DataFrame, partitions: int) -> DataFrame:
-    """The rows that may be fitted, by bucket and patient, ready for passes."""
+def arranged(timelines: DataFrame, partitions: int, twins: bool = False) -> DataFrame:
+    """The rows that may be fitted, by bucket and patient, ready for passes; with their twins instead of their readings where these are learnt from."""
     count = max(min(partitions, BUCKETS), 1)
-    rows = timelines.where("status = 'ready'").select(bucket().alias("bucket"), *READ, *(c for c in recycled.COLUMNS if c in timelines.columns))
+    rows = timelines.where("status = 'ready'").select(bucket().alias("bucket"), *(recycled.READ if twins else READ))
     return rows.repartitionById(count, F.col("bucket") % count).sortWithinPartitions("bucket", "patient_id", "episode")
 
 
@@ -250,7 +250,7 @@ def learn_population(
     """
     settings.check(config, kernel.model)
     chosen, known = sampled(timelines, config.sample, seed)
-    rows = arranged(chosen, min(partitions, 1 + min(known, config.sample) // TASK)).persist()
+    rows = arranged(chosen, min(partitions, 1 + min(known, config.sample) // TASK), twins is not None).persist()
     try:
         patients, several = rows.groupBy("patient_id").count().agg(F.count(F.lit(1)), F.count_if(F.col("count") > 1)).first()
         if patients < 2:
@@ -286,7 +286,7 @@ def _split(rows: DataFrame, worker: Worker, components: int, seed: int) -> Estim
     schema = StructType([f for f in POPULATION_MEMBERS.schema.fields])
     few = rows.join(
         rows.select("patient_id").distinct().orderBy(F.xxhash64("patient_id", F.lit(seed)), "patient_id").limit(WARM_UP), "patient_id", "left_semi"
-    ).select("bucket", *READ).repartitionById(1, F.lit(0)).sortWithinPartitions("bucket", "patient_id", "episode")
+    ).select(*rows.columns).repartitionById(1, F.lit(0)).sortWithinPartitions("bucket", "patient_id", "episode")
     members = few.mapInArrow(lambda batches: worker.members(batches, ""), schema).where("status = 'used'").select("patient_id", "eta").orderBy("patient_id").collect()
     eta, estimate = np.array([m.eta for m in members]), worker.estimate
     centres, weights = mixture(eta, components, seed)
@@ -328,7 +328,7 @@ def members(timelines: DataFrame, learning: Learning, version: str, partitions: 
     """`population_members` of every patient with data, learnt from or not. Lazy."""
     worker = learning.worker()
     schema = StructType([StructField(f.name, f.dataType, True) for f in POPULATION_MEMBERS.schema.fields])
-    out = arranged(timelines, partitions).mapInArrow(lambda batches: worker.members(batches, version), schema)
+    out = arranged(timelines, partitions, learning.twins is not None).mapInArrow(lambda batches: worker.members(batches, version), schema)
     chosen, known = sampled(timelines, learning.config.sample, learning.seed)
     if known <= learning.config.sample:
         return POPULATION_MEMBERS.conform(out.withColumn("learnt_from", F.lit(True)))

@@ -22,7 +22,8 @@ from twinlib.population.estimate import Estimate, Structure
 from twinlib.population.expectation import Expected, Sums, collect
 from twinlib.population.priors import Prior
 
-COLUMNS = ["draws", "n_observations", "log_evidence", "log_evidence_se", "prior_version", "twin_reason"]  # of twins, beside a timeline's
+COLUMNS = ["draws", "n_observations", "log_evidence", "log_evidence_se", "prior_version", "twin_reason"]  # of twins
+READ = ["patient_id", "episode", "covariates", *COLUMNS]
 
 
 @dataclass(frozen=True)
