@@ -177,7 +177,7 @@ def speed() -> dict:
     """The figures of the issue: keys as in out/benchmarks/whatif.json, and what they rest on."""
     rate, baseline = per_second("glucose_insulin", OPEN, DAYS, DRAWS), scipy_seconds()
     closed = per_second("glucose_insulin", CLOSED, DAYS, DRAWS, 1)
-    two = per_second("glucose_two_compartment", OPEN[:2], min(DAYS, 7), DRAWS, 1)
+    two = per_second("glucose_two_compartment", OPEN, min(DAYS, 7), DRAWS, 1)
     in_spark, scaled, simulated = stage_seconds(), scaling(), DAYS * DRAWS * len(OPEN)
     return {
         "patient_days_per_second_per_core": rate,
