@@ -91,7 +91,7 @@ def autoregression(grid: np.ndarray, train: np.ndarray, origins: np.ndarray) -> 
 
 def at_clock(theta: np.ndarray, names: Sequence[str], minutes: np.ndarray) -> np.ndarray:
     """(n, p) parameters for windows that begin so many minutes after midnight (n,): the twin takes its row's begin to be midnight."""
-    angle, out = 2 * np.pi * minutes / 1440, np.tile(theta, (len(minutes), 1))
+    angle, out = 2 * np.pi * minutes / DAY, np.tile(theta, (len(minutes), 1))
     i, j = names.index("sensitivity_cosine"), names.index("sensitivity_sine")
     out[:, i], out[:, j] = theta[i] * np.cos(angle) + theta[j] * np.sin(angle), theta[j] * np.cos(angle) - theta[i] * np.sin(angle)
     return out

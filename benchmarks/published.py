@@ -13,7 +13,7 @@ from twinlib.population import learn
 from twinlib.population.design import design
 from twinlib.population.expectation import Settings, expect
 from twinlib.population.patients import Patients
-from twinlib.population.settings import start
+from twinlib.population.settings import belief, start
 
 
 def read(path: Path) -> list[dict]:
@@ -49,7 +49,7 @@ def estimate(model, cohort: Batch, config: LearnConfig, columns=(), seed=1, kern
     def step(current, information, share):
         return expect(kernel, patients, ids, z, current, structure, Settings(config.draws, seed, information)).sums.sum(0)
 
-    learnt = learn.run(step, first, structure, config.iterations, config.tolerance)
+    learnt = learn.run(step, first, structure, config.iterations, config.tolerance, belief=belief(config, first))
     return learnt, expect(kernel, patients, ids, z, learnt.estimate, structure, Settings(config.draws, seed))
 
 

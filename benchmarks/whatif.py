@@ -91,27 +91,24 @@ def first(cases: Sequence[Case], model: str = MODEL) -> list[dict]:
 def learnt(rows: Sequence[dict], model: str = MODEL) -> Prior:
     """The prior that twins teach, of how much they are not told; the model's own counts as one patient."""
     fit = fitter(model)
-    names, usable = [q.name for q in fit.model.fitted], [r for r in rows if r["status"] == "converged"]
-    if len(usable) < 2:
+    usable = [r | {"prior_version": fit.prior.version, "twin_reason": None} for r in rows if r["status"] == "converged"]
+    n = len(usable)
+    if n < 2:
         return fit.prior
-    column = lambda name: np.array([r[name] for r in usable])  # noqa: E731
-    n, before = len(usable), fit.prior.normal([{}])
-    drawn = recycled.Drawn(
-        column("draws").reshape(n, -1, len(names)), (before,) * n, column("log_evidence"), column("log_evidence_se"), column("n_observations"), np.full(n, None),
-    )
+    drawn = recycled.drawn(usable, [{}] * n, len(fit.model.fitted), {fit.prior.version: fit.prior})
     how = LearnConfig(source="twins", only=SIZES, prior_patients=1.0, tolerance=0.01)
     start, structure = settings.start(how, fit.model, (), False)
 
     def step(estimate: Estimate, information: bool, _: float) -> np.ndarray:
         return recycled.expect(drawn, np.zeros((n, 0)), estimate, structure, information).sums.sum(0)
 
-    out = learn.run(step, start, structure, how.iterations, how.tolerance, (1.0,), how.prior_patients)
+    out = learn.run(step, start, structure, how.iterations, how.tolerance, belief=settings.belief(how, start))
     return Prior("learned", out.estimate.coefficients[0], out.estimate.omega) if out.status == "converged" else fit.prior
 
 
-def judge(cases: Sequence[Case], model: str = MODEL, prior: Prior | None = None) -> list[dict]:
+def judge(cases: Sequence[Case], model: str, prior: Prior) -> list[dict]:
     """Figures of some patients by scenario; those of a patient whose fit has failed are its status."""
-    fit = fitter(model) if prior is None else dataclasses.replace(fitter(model), prior=prior)
+    fit = dataclasses.replace(fitter(model), prior=prior)
     rows = fit.fit(Batch.stack([c.factual for c in cases]), Stopwatch())
     return [figures for case, row in zip(cases, rows) for figures in _judged(case, row, fit.kernel)]
 

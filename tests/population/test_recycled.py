@@ -10,10 +10,10 @@ from tests.population.drugs import ONE
 from tests.population.test_learn import SD, TRUTH, subjects
 from tests.small import configured
 from twinlib.config import LearnConfig
-from twinlib.engine.normal import Normal
 from twinlib.errors import ConfigError, DataError
 from twinlib.population import learn, learning, promotion, recycled, settings
 from twinlib.population.estimate import Estimate, Structure
+from twinlib.population.priors import Prior
 from twinlib.stages import Night, Plan
 from twinlib.tables import schemas
 
@@ -29,8 +29,8 @@ def drawn(y, noise, before, count, seed=1):
     draws = centre[:, None] + rng.standard_normal((len(y), count, 2)) / np.sqrt(precision)
     total = sd**2 + noise**2
     evidence = (-0.5 * np.log(2 * np.pi * total) - 0.5 * (y - mean) ** 2 / total).sum(1)
-    priors = tuple(Normal(np.array([mean]), np.diag(sd**2)) for _ in y)
-    return recycled.Drawn(draws, priors, evidence, np.zeros(len(y)), np.full(len(y), 2), np.full(len(y), None))
+    prior = Prior("before", mean, np.diag(sd**2))
+    return recycled.Drawn(draws, np.stack([prior.log_density(d, {}) for d in draws]), evidence, np.zeros(len(y)), np.full(len(y), 2), np.full(len(y), None))
 
 
 @pytest.mark.parametrize("patients", [0.0, 50.0])
@@ -42,7 +42,7 @@ def test_the_population_is_what_the_readings_alone_would_give(patients):
     free, none = np.ones(2, bool), np.zeros((0, 2))
     s = Structure(BOTH, (), free, none.astype(bool), np.diag(free), np.zeros((0, 0), bool), np.zeros(0, bool))
     start = Estimate(before[0][None], np.diag(before[1] ** 2), np.zeros((0, 0)), np.zeros(0), np.ones(1))
-    out = learn.run(lambda e, i, _: recycled.expect(d, np.zeros((300, 0)), e, s, i).sums.sum(0), start, s, 200, 1e-4, (1.0,), patients)
+    out = learn.run(lambda e, i, _: recycled.expect(d, np.zeros((300, 0)), e, s, i).sums.sum(0), start, s, 200, 1e-4, belief=settings.belief(LearnConfig(prior_patients=patients), start))
     assert out.status == "converged" and out.errors.shape == (4,) and np.isfinite(out.errors).all()
 
     def minus(x):  # the readings' likelihood, theta integrated out, and the prior of the variances

@@ -12,7 +12,7 @@ import numpy as np
 
 from twinlib.population.estimate import Estimate, Structure
 from twinlib.population.expectation import Sums
-from twinlib.population.maximisation import belief, maximise
+from twinlib.population.maximisation import Belief, maximise
 
 Step = Callable[[Estimate, bool, float], np.ndarray]  # estimate, with information?, share of the patients -> sums
 DROP = 1.0  # units of log likelihood below the best that an accelerated step may fall before it is taken back
@@ -60,17 +60,17 @@ class Learnt:
         return -2 * self.log_likelihood + np.log(max(self.sums["patients"] - self.sums["left_out"], 1)) * self.parameters
 
 
-def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, shares=(1.0,), prior_patients: float = 0.0) -> Learnt:
+def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, shares=(1.0,), belief: Belief | None = None) -> Learnt:
     """EM from `start` until no free parameter is further than `tolerance` from where it is heading.
 
     The distance is judged from the last change and the rate at which changes shrink. shares: EM runs on these shares of the patients one after
     the other, the last on all. Steps are accelerated (SQUAREM, Varadhan & Roland 2008); one that lowers the likelihood is taken back.
-    prior_patients: `start` counts as so many patients in what is said of the spread between patients.
+    belief: what is known of the spread between patients beforehand.
     """
     trace: list[Iteration] = []
     estimate, status, reason = start, "not_converged", "iteration_limit"
     for share in shares:
-        estimate, status, reason = _climb(step, estimate, s, iterations, tolerance if share == shares[-1] else 5 * tolerance, share, trace, (start.omega, prior_patients))
+        estimate, status, reason = _climb(step, estimate, s, iterations, tolerance if share == shares[-1] else 5 * tolerance, share, trace, belief)
         if status == "diverged":
             break
     estimate = estimate.ordered()
@@ -80,14 +80,15 @@ def run(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: f
     return Learnt(status, reason, estimate, s, ll, float(np.sqrt(final["variance"])), errors, final, trace)
 
 
-def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, share: float, trace: list[Iteration], prior: tuple[np.ndarray, float]):
+def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance: float, share: float, trace: list[Iteration], belief: Belief | None):
     """EM on one share of the patients: the estimate, status and reason. `trace` grows by its iterations."""
     layout = Sums(s, start.components, False)
     best, best_ll, before, singular, most = start, -np.inf, None, 0, 0
     current, plain, path = start, start, []  # path: estimates of plain steps since the last acceleration
     for _ in range(iterations):
         sums = layout.unpack(step(current, False, share))
-        used, ll = int(sums["patients"] - sums["left_out"]), float(sums["log_likelihood"]) + belief(current.omega, *prior)
+        used, own = int(sums["patients"] - sums["left_out"]), float(sums["log_likelihood"])
+        ll = own if belief is None else own + belief.log_density(current.omega)
         if used < most and current is not plain:  # a step too long for some patients, without whom the likelihood says nothing
             current, path = plain, []
             continue
@@ -105,11 +106,11 @@ def _climb(step: Step, start: Estimate, s: Structure, iterations: int, tolerance
             continue
         if ll > best_ll:
             best, best_ll = current, ll
-        following, floored = maximise(sums, current, s, *prior)
+        following, floored = maximise(sums, current, s, belief)
         singular = singular + 1 if floored else 0
         change = following.vector(s) - current.vector(s)
         largest = float(np.abs(change).max()) if change.size else 0.0
-        trace.append(Iteration(len(trace) + 1, share, used, float(sums["log_likelihood"]), largest, current))
+        trace.append(Iteration(len(trace) + 1, share, used, own, largest, current))
         rate = min(np.linalg.norm(change) / np.linalg.norm(before), 0.99) if before is not None and np.linalg.norm(before) > 0 else 0.9
         before = change
         if singular >= 3:

@@ -77,7 +77,9 @@ class Worker:
 
     def _recycled(self, table: pa.Table, at: np.ndarray, who: list[str]) -> tuple[list[str], np.ndarray, Expected]:
         """The E-step from the draws that the patients' twins have already."""
-        drawn, covariates = recycled.decode(table, at, len(self.structure.fitted), self.twins)
+        rows = recycled.chosen(table, at)
+        covariates = [{c["name"]: c["value"] for c in row["covariates"]} for row in rows]
+        drawn = recycled.drawn(rows, covariates, len(self.structure.fitted), self.twins)
         return who, np.diff(at), recycled.expect(drawn, design(self.columns, covariates), self.estimate, self.structure, self.settings.information)
 
     def _failed(self, reason: str) -> Expected:
@@ -257,6 +259,7 @@ def learn_population(
             raise DataError(f"learn: {patients} patients of model {kernel.model.name} have data, too few to learn from")
         found, missing = columns(rows, config)
         start, structure = settings.start(config, kernel.model, found, several > 0 and len(occasion_columns(kernel.model)) > 0)
+        belief = settings.belief(config, start)
         shares = (max(WARM_UP / patients, 1 / BUCKETS), 1.0) if patients > 2 * WARM_UP else (1.0,)
 
         def step(estimate: Estimate, information: bool, share: float) -> np.ndarray:
@@ -268,10 +271,10 @@ def learn_population(
                 total = total + np.array(row.sums)
             return total
 
-        runs = [learn.run(step, start, structure, config.iterations, config.tolerance, shares, config.prior_patients)]
+        runs = [learn.run(step, start, structure, config.iterations, config.tolerance, shares, belief)]
         while len(runs) < config.phenotypes and runs[-1].status == "converged" and (len(runs) < 2 or runs[-1].bic < runs[-2].bic):
             worker = Worker(kernel, found, runs[0].estimate, structure, Settings(config.draws, seed), twins)
-            runs.append(learn.run(step, _split(rows, worker, len(runs) + 1, seed), structure, config.iterations, config.tolerance, shares))
+            runs.append(learn.run(step, _split(rows, worker, len(runs) + 1, seed), structure, config.iterations, config.tolerance, shares, belief))
         usable = [r for r in runs if r.status == "converged"] or runs[:1]
         best = min(usable, key=lambda r: r.bic)
         return Learning(

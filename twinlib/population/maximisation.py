@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from twinlib.population.estimate import Estimate, Structure, positive
@@ -9,25 +11,31 @@ from twinlib.population.estimate import Estimate, Structure, positive
 LONGEST = 0.5  # step of a population-level parameter on the transformed scale
 
 
-def belief(omega: np.ndarray, prior: np.ndarray, patients: float) -> float:
-    """What an inverse Wishart prior that counts as `patients` patients with covariance `prior` adds to the log likelihood of omega, up to a constant."""
-    return -0.5 * patients * float(np.linalg.slogdet(omega)[1] + np.sum(np.linalg.inv(omega) * prior)) if patients else 0.0
+@dataclass(frozen=True)
+class Belief:
+    """An inverse Wishart prior of Omega, which counts as so many patients with this covariance (p, p): few patients cannot make a variance vanish."""
+
+    covariance: np.ndarray
+    patients: float
+
+    def log_density(self, omega: np.ndarray) -> float:
+        """What it adds to the log likelihood of omega, up to a constant."""
+        return -0.5 * self.patients * float(np.linalg.slogdet(omega)[1] + np.sum(np.linalg.inv(omega) * self.covariance))
 
 
-def maximise(sums: dict[str, np.ndarray], estimate: Estimate, s: Structure, prior: np.ndarray | None = None, patients: float = 0.0) -> tuple[Estimate, bool]:
+def maximise(sums: dict[str, np.ndarray], estimate: Estimate, s: Structure, belief: Belief | None = None) -> tuple[Estimate, bool]:
     """The next estimate from sums as `expectation.Sums` unpacks them, and whether Omega was kept from becoming singular.
 
     Coefficients by generalised least squares under the present Omega (free entries only), Omega as the second moment about them (its free
-    entries; block structures stay exact), values by Newton on the expected log likelihood. With `patients`, Omega is the mode under `belief`, so
-    that a few patients cannot make a variance vanish.
+    entries; block structures stay exact), values by Newton on the expected log likelihood. With a belief, Omega is the mode under it.
     """
     free = s.regression(estimate.components)
     coefficients = _regression(sums, estimate, free)
     n = sums["weight"].sum()
     fit = coefficients.T @ sums["xm"]
     moment = (sums["second"] - fit - fit.T + coefficients.T @ sums["xx"] @ coefficients) / n
-    if patients:
-        moment = (n * moment + patients * prior) / (n + patients)
+    if belief is not None:
+        moment = (n * moment + belief.patients * belief.covariance) / (n + belief.patients)
     omega, singular = positive(np.where(s.omega, 0.5 * (moment + moment.T), estimate.omega))
     occasion = estimate.occasion
     if len(occasion) and sums["episodes"] > 0:

@@ -40,6 +40,11 @@ class Prior:
             mean = mean + np.einsum("nk,kp->np", design(self.columns, covariates), self.effects, optimize=False)
         return Normal(mean, self.covariance)
 
+    def log_density(self, draws: np.ndarray, covariates: Mapping[str, float]) -> np.ndarray:
+        """(k,) log density of draws (k, p) of a patient with these covariates."""
+        normal = self.normal([covariates])
+        return normal.log_constant - normal.minus_log(draws[None])[0]
+
     @property
     def digest(self) -> str:
         """Hash of everything that the prior says."""

@@ -111,11 +111,6 @@ def compare(model: Model, old: Prior, new: Prior, twins: DataFrame, timelines: D
 def reweighted(draws: np.ndarray, covariates: Mapping[str, float], old: Prior, new: Prior) -> tuple[float, float]:
     """Log marginal likelihood under `new` minus that under `old`, and the effective share of the draws, from posterior draws [K, p] under
     `old` of a patient with these covariates: E over the posterior of new(theta) / old(theta) (importance sampling identity)."""
-
-    def log_density(prior: Prior) -> np.ndarray:
-        normal = prior.normal([covariates])
-        return normal.log_constant - normal.minus_log(draws[None])[0]
-
-    ratio = log_density(new) - log_density(old)
+    ratio = new.log_density(draws, covariates) - old.log_density(draws, covariates)
     weights = np.exp(ratio - ratio.max())
     return float(ratio.max() + np.log(weights.mean())), float(weights.sum() ** 2 / (weights**2).sum() / len(weights))

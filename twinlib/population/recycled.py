@@ -7,7 +7,7 @@ the draws reach: a posterior that moves by more than its width under the new pri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,45 +28,45 @@ READ = ["patient_id", "episode", "covariates", *COLUMNS]
 
 @dataclass(frozen=True)
 class Drawn:
-    """Twins of some patients: draws (n, k, p) on the transformed scale, equally weighted; the priors under which they were drawn, one row each;
-    log evidence under those and its SE (n,); readings (n,). Patients without a twin have NaN draws, and a reason."""
+    """Twins of some patients: draws (n, k, p) on the transformed scale, equally weighted, and their log density (n, k) under the priors that
+    they were drawn under; log evidence under those and its SE (n,); readings (n,). Patients without a twin have NaN draws, and a reason."""
 
     draws: np.ndarray
-    priors: tuple[Normal, ...]
+    log_prior: np.ndarray
     log_evidence: np.ndarray
     log_evidence_se: np.ndarray
     readings: np.ndarray
     reason: np.ndarray
 
 
-def expect(drawn: Drawn, z: np.ndarray, estimate: Estimate, s: Structure, information: bool = False) -> Expected:
+def expect(twins: Drawn, z: np.ndarray, estimate: Estimate, s: Structure, information: bool = False) -> Expected:
     """The E-step as `expectation.expect` does it: z (n, K) are the covariate columns. Nothing computed for a patient depends on the others.
 
     status: used; left_out, for the twin's reason or `no_finite_draw`.
     """
-    n, k, p = drawn.draws.shape
+    n, k, p = twins.draws.shape
     c, layout = estimate.components, Sums(s, estimate.components, information)
     out = Expected(
-        np.full(n, "left_out", object), drawn.reason.copy(), drawn.readings, np.full(n, np.nan), np.full(n, np.nan), np.full((n, p), np.nan),
+        np.full(n, "left_out", object), twins.reason.copy(), twins.readings, np.full(n, np.nan), np.full(n, np.nan), np.full((n, p), np.nan),
         np.full((n, p), np.nan), np.full((n, c), np.nan), np.zeros((n, layout.size)),
     )
-    out.reason[np.isfinite(drawn.draws).all((1, 2)) & ~np.isfinite(drawn.log_evidence)] = "no_finite_draw"
-    g = np.flatnonzero(np.isfinite(drawn.draws).all((1, 2)) & np.isfinite(drawn.log_evidence))
+    known, finite = np.isfinite(twins.draws).all((1, 2)), np.isfinite(twins.log_evidence)
+    out.reason[known & ~finite] = "no_finite_draw"
+    g = np.flatnonzero(known & finite)
     if g.size:
-        draws = drawn.draws[g]
-        before = np.concatenate([drawn.priors[i].log_constant - drawn.priors[i].minus_log(drawn.draws[i : i + 1]) for i in g])
+        draws = twins.draws[g]
         parts, evidence, variance = [], np.empty((g.size, c)), np.empty((g.size, c))
         for a in range(c):
             mean = estimate.means(z[g], a)
             now = Normal(mean, estimate.omega)
-            ratio = now.log_constant - now.minus_log(draws) - before
+            ratio = now.log_constant - now.minus_log(draws) - twins.log_prior[g]
             total = logsumexp(ratio, axis=1)
             weights = np.exp(ratio - total[:, None])
-            evidence[:, a] = drawn.log_evidence[g] + total - np.log(k)
-            variance[:, a] = drawn.log_evidence_se[g] ** 2 + (weights**2).sum(1) - 1 / k
+            evidence[:, a] = twins.log_evidence[g] + total - np.log(k)
+            variance[:, a] = twins.log_evidence_se[g] ** 2 + (weights**2).sum(1) - 1 / k
             parts.append((draws, weights, mean))
         none = lambda theta: (np.zeros((*theta.shape[:2], 0)), np.zeros((*theta.shape[:2], 0, 0)))  # noqa: E731
-        collect(parts, evidence, variance, drawn.readings[g], np.ones(g.size, int), none, z[g], estimate, s, information, g, out)
+        collect(parts, evidence, variance, twins.readings[g], np.ones(g.size, int), none, z[g], estimate, s, information, g, out)
     out.sums[out.status != "used"] = layout.left_out()
     return out
 
@@ -87,17 +87,21 @@ def joined(timelines: DataFrame, twins: DataFrame, model: Model) -> DataFrame:
     return known.select(*timelines.columns, *values, "twin_reason")
 
 
-def decode(table: pa.Table, at: np.ndarray, p: int, priors: Mapping[str, Prior]) -> tuple[Drawn, list[dict[str, float]]]:
-    """Twins of the patients whose rows begin at `at`, of each the one with most readings, and their covariates. priors: by version."""
+def chosen(table: pa.Table, at: np.ndarray) -> list[dict]:
+    """The rows of the patients whose rows of `table` begin at `at`: of each that of the twin with most readings."""
     readings = np.array([r or 0 for r in table.column("n_observations").to_pylist()])
-    chosen = table.take([int(a + readings[a:b].argmax()) for a, b in zip(at[:-1], at[1:])]).to_pylist()
-    covariates = [{c["name"]: c["value"] for c in row["covariates"]} for row in chosen]
-    known = next((np.size(row["draws"]) // p for row in chosen if row["draws"] is not None), 1)
-    draws = [np.full((known, p), np.nan) if row["draws"] is None else np.reshape(row["draws"], (-1, p)) for row in chosen]
-    number = lambda name: np.array([np.nan if row[name] is None else row[name] for row in chosen], float)  # noqa: E731
-    before = tuple(priors.get(row["prior_version"], next(iter(priors.values()))).normal([c]) for row, c in zip(chosen, covariates))
-    drawn = Drawn(
-        np.stack(draws), before, number("log_evidence"), number("log_evidence_se"), np.nan_to_num(number("n_observations")).astype(int),
-        np.array([row["twin_reason"] for row in chosen], object),
+    return table.take([int(a + readings[a:b].argmax()) for a, b in zip(at[:-1], at[1:])]).to_pylist()
+
+
+def drawn(rows: Sequence[dict], covariates: Sequence[Mapping[str, float]], p: int, priors: Mapping[str, Prior]) -> Drawn:
+    """Twins with p parameters as arrays, one row per patient, from their COLUMNS. priors: by version."""
+    count = next((np.size(row["draws"]) // p for row in rows if row["draws"] is not None), 1)
+    draws = [np.full((count, p), np.nan) if row["draws"] is None else np.reshape(row["draws"], (-1, p)) for row in rows]
+    number = lambda name: np.array([np.nan if row[name] is None else row[name] for row in rows], float)  # noqa: E731
+    before = [
+        np.full(count, np.nan) if row["draws"] is None else priors[row["prior_version"]].log_density(d, c) for row, d, c in zip(rows, draws, covariates)
+    ]
+    return Drawn(
+        np.stack(draws), np.stack(before), number("log_evidence"), number("log_evidence_se"), np.nan_to_num(number("n_observations")).astype(int),
+        np.array([row["twin_reason"] for row in rows], object),
     )
-    return drawn, covariates

@@ -9,6 +9,7 @@ from twinlib.engine.contract import Model
 from twinlib.errors import ConfigError
 from twinlib.population.design import Column
 from twinlib.population.estimate import Estimate, Structure, population_level
+from twinlib.population.maximisation import Belief
 from twinlib.population.patients import occasion_columns
 
 
@@ -42,6 +43,11 @@ def check(config: LearnConfig, model: Model) -> None:
 def fixed(config: LearnConfig, model: Model) -> tuple[str, ...]:
     """Names of the parameters that keep the model's prior."""
     return tuple(q.name for q in model.parameters if q.name not in config.only) if config.only else config.fixed
+
+
+def belief(config: LearnConfig, start: Estimate) -> Belief | None:
+    """What the model's prior, at which EM starts, says of the spread between patients."""
+    return Belief(start.omega, config.prior_patients) if config.prior_patients else None
 
 
 def covariates(config: LearnConfig) -> tuple[str, ...]:
